@@ -1,0 +1,134 @@
+"""DINO and SelfPatch as their equations read: what our step is measured against.
+
+Eager PyTorch, explicit softmax attention, all logits at once, loops over pairs of views
+and over parameters; the views of one size share a forward, as in the authors' code. It
+trains the modules of a :class:`densessl.models.SelfDistillation`, so both start alike.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from densessl.matching import neighbour_index
+from densessl.models import Tokens
+from densessl.models.heads import SelfPatchHead
+
+
+class PlainStep:
+    """One training step of a model with a view head and, perhaps, a SelfPatch head.
+
+    Args:
+        model: the model whose parameters are trained.
+        optimizer: over its parameters.
+        max_norm: bound on the norm of each parameter's gradient.
+    """
+
+    def __init__(self, model, optimizer: torch.optim.Optimizer, max_norm: float = 3.0):
+        self.model = model
+        self.optimizer = optimizer
+        self.max_norm = max_norm
+        for module in model.modules():
+            if hasattr(module, 'fused_attn'):
+                module.fused_attn = False
+
+    def loss(self, data: dict) -> torch.Tensor:
+        """Total loss of a preprocessed batch; moves the centres."""
+        model = self.model
+        total = 0.0
+        crops = list(data['inputs'].values())
+        with torch.no_grad():
+            teacher = [self._branch(model.teacher, c) for c in crops]
+        student = [self._branch(model, c) for c in crops]
+        for name, head in model.heads.items():
+            own = model.projectors[name]
+            other = model.teacher.projectors[name]
+            if isinstance(head, SelfPatchHead):
+                loss, seen = self._patch_loss(head, own, other, student, teacher)
+            else:
+                loss, seen = self._view_loss(head, own, other, student, teacher)
+            total = total + head.loss_weight * loss
+            head.center.mul_(head.center_momentum)
+            head.center.add_(seen.mean(0) * (1 - head.center_momentum))
+        return total
+
+    def step(self, data: dict) -> torch.Tensor:
+        """One whole step; returns the loss."""
+        loss = self.loss(self.model.data_preprocessor(data))
+        self.optimizer.zero_grad()
+        loss.backward()
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                factor = self.max_norm / (parameter.grad.norm() + 1e-6)
+                if factor < 1:
+                    parameter.grad.mul_(factor)
+        self.optimizer.step()
+        with torch.no_grad():
+            m = self.model.momentum
+            for part in ('backbone', 'neck', 'projectors'):
+                for t, s in zip(
+                    getattr(self.model.teacher, part).parameters(),
+                    getattr(self.model, part).parameters(),
+                    strict=True,
+                ):
+                    t.mul_(m).add_((1 - m) * s)
+        return loss.detach()
+
+    @staticmethod
+    def _branch(branch, views: torch.Tensor):
+        """Per view: representation ``(B, D)`` and tokens, for the views of one size."""
+        tokens = branch.backbone(views.flatten(0, 1))
+        pooled = branch.neck.pool(tokens)
+        shape = views.shape[:2]
+        return list(
+            zip(
+                pooled.unflatten(0, shape).unbind(0),
+                tokens.patches.unflatten(0, shape).unbind(0),
+                [tokens.grid] * shape[0],
+                strict=True,
+            )
+        )
+
+    @staticmethod
+    def _view_loss(head, own, other, student, teacher):
+        student = [view for group in student for view in group]
+        teacher = [view for group in teacher for view in group]
+        z_s = own(torch.cat([pooled for pooled, *_ in student])).chunk(len(student))
+        with torch.no_grad():
+            z_t = other(torch.cat([pooled for pooled, *_ in teacher]))
+            centered = (z_t - head.center) / head.teacher_temp
+            p_t = centered.softmax(-1).chunk(len(teacher))[:2]
+        total, pairs = 0.0, 0
+        for i, p in enumerate(p_t):
+            for v, z in enumerate(z_s):
+                if v != i:
+                    log_p = F.log_softmax(z / head.student_temp, -1)
+                    total = total + (-p * log_p).sum(-1).mean()
+                    pairs += 1
+        return total / pairs, z_t
+
+    def _patch_loss(self, head, own, other, student, teacher):
+        total, views, seen = 0.0, 0, []
+        for group_s, group_t in zip(student, teacher, strict=True):
+            for (_, f_s, grid), (_, f_t, _) in zip(group_s, group_t, strict=True):
+                with torch.no_grad():
+                    z_t = other(self._summaries(head, f_t, grid))
+                    p_t = ((z_t - head.center) / head.teacher_temp).softmax(-1)
+                    seen.append(z_t.flatten(0, 1))
+                z_s = own(self.model.neck.normalize(f_s))
+                log_p = F.log_softmax(z_s / head.student_temp, -1)
+                total = total + (-p_t * log_p).sum(-1).mean()
+                views += 1
+        return total / views, torch.cat(seen)
+
+    def _summaries(self, head, patches, grid):
+        """``y^(i)`` of each patch: the aggregator run on its positives, set by set."""
+        index, valid = neighbour_index(grid, head.window, head.border)
+        unit = F.normalize(patches, dim=-1)
+        similarity = unit @ unit.mT  # (B, N, N)
+        near = similarity.gather(2, index.expand(len(patches), -1, -1))
+        near = near.masked_fill(~valid, -2)
+        best = index.expand_as(near).gather(2, near.topk(head.top_k, -1).indices)
+        chosen = patches[torch.arange(len(patches))[:, None, None], best]  # B, N, k, D
+        y = self.model.teacher.neck.pool(Tokens(chosen.flatten(0, 1), (1, head.top_k)))
+        return y.unflatten(0, best.shape[:2])

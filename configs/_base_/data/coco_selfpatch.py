@@ -1,0 +1,25 @@
+"""COCO train2017, 2 x 224 + 2 x 96 with the crop scales of SelfPatch."""
+
+_global = dict(role='global', size=224, scale=(0.25, 1.0))
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=10,
+    sampler=dict(type='EpochSampler'),
+    batch_sampler=dict(type='GlobalBatchSampler'),
+    collate_fn=dict(type='densessl.collate_views'),
+    dataset=dict(
+        type='UnlabelledImages',
+        data_root='data/coco/train2017',
+        pipeline=[
+            dict(type='LoadImage', lazy=True),
+            dict(
+                type='MultiCrop',
+                views=[
+                    dict(blur=1.0, **_global),
+                    dict(blur=0.1, solarize=0.2, **_global),
+                    dict(role='local', count=2, size=96, scale=(0.05, 0.25), blur=0.5),
+                ],
+            ),
+        ],
+    ),
+)

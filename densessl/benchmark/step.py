@@ -1,0 +1,190 @@
+"""Time and memory of a training step on made-up pictures."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+import densessl
+from densessl.engine.optim import TwoGroupConstructor
+from densessl.registry import MODELS, TRANSFORMS
+from densessl.schedules import Progress
+
+PHASES = ('preprocess', 'teacher', 'student', 'heads', 'backward', 'update')
+
+
+@dataclass
+class StepTimes:
+    """What :func:`measure_step` found.
+
+    Attributes:
+        images_per_second: of the median step.
+        milliseconds: median of each phase, and of the whole step under ``'step'``.
+            Phases are timed in steps of their own, with the device synchronised.
+        peak_gib: greatest resident memory of the process so far (CPU), or greatest
+            allocated memory of the device (GPU).
+        fixed_gib: of that, weights, gradients and optimiser state.
+    """
+
+    images_per_second: float
+    milliseconds: dict[str, float]
+    peak_gib: float
+    fixed_gib: float
+    settings: dict = field(default_factory=dict)
+
+
+def view_inputs(cfg: Config, batch_size: int) -> dict[str, torch.Tensor]:
+    """Random views ``(B, v, 3, H, W)`` uint8 in the sizes of a config's transforms."""
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    crops = next(t for t in pipeline if 'views' in t)
+    transform = TRANSFORMS.build(crops)
+    inputs: dict[str, list] = {}
+    for view in transform.views:
+        inputs.setdefault(view.role, []).append(view.size)
+    return {
+        role: torch.randint(0, 256, (batch_size, len(sizes), 3, *sizes[0])).byte()
+        for role, sizes in inputs.items()
+    }
+
+
+def measure_step(
+    cfg: Config, batch_size: int, steps: int = 5, warmup: int = 2
+) -> StepTimes:
+    """Train a config's model on random views and time it.
+
+    Args:
+        cfg: a training config.
+        batch_size: images a step on this device.
+        steps: timed steps; the median counts.
+        warmup: steps before.
+    """
+    model, wrapper, batch = _set_up(cfg, batch_size)
+    whole = _time(lambda: model.train_step(batch, wrapper), steps, warmup)
+    peak = _peak_gib()
+    clocks = [_timed_phases(model, wrapper, batch) for _ in range(steps)]
+    phases = {
+        phase: 1e3 * _median([clock[phase] for clock in clocks]) for phase in PHASES
+    }
+    settings = dict(precision=wrapper.precision)
+    return _result(model, wrapper.optimizer, batch_size, whole, peak, phases, settings)
+
+
+def measure_plain_step(
+    cfg: Config, batch_size: int, steps: int = 5, warmup: int = 2
+) -> StepTimes:
+    """The same for the plain formulation of ``benchmarks/reference/plain.py``."""
+    sys.path.insert(0, str(Path(densessl.__file__).parents[1] / 'benchmarks/reference'))
+    from plain import PlainStep
+
+    model, wrapper, batch = _set_up(cfg, batch_size)
+    plain = PlainStep(model, wrapper.optimizer)
+    whole = _time(lambda: plain.step(batch), steps, warmup)
+    peak = _peak_gib()
+    settings = dict(precision='fp32')
+    return _result(model, wrapper.optimizer, batch_size, whole, peak, {}, settings)
+
+
+def _set_up(cfg: Config, batch_size: int):
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).to(device).train()
+    wrapper_cfg = cfg.optim_wrapper.to_dict()
+    wrapper_cfg.pop('constructor')
+    wrapper = TwoGroupConstructor(wrapper_cfg)(model)
+    model.progress = Progress(100, 1000, 10)  # past the epochs of frozen layers
+    return model, wrapper, dict(inputs=view_inputs(cfg, batch_size), geometry=None)
+
+
+def _time(step: Callable[[], object], steps: int, warmup: int) -> list[float]:
+    seconds = []
+    for _ in range(warmup + steps):
+        start = _synchronize()
+        step()
+        seconds.append(_synchronize() - start)
+    return seconds[warmup:]
+
+
+def _synchronize() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _result(model, optimizer, batch_size, whole, peak, phases, settings) -> StepTimes:
+    seconds = _median(whole)
+    device = str(next(model.parameters()).device)
+    return StepTimes(
+        images_per_second=batch_size / seconds,
+        milliseconds=phases | {'step': 1e3 * seconds},
+        peak_gib=peak,
+        fixed_gib=_fixed_gib(model, optimizer),
+        settings=dict(device=device, batch_size=batch_size, **settings),
+    )
+
+
+def _timed_phases(model, wrapper, batch) -> dict[str, float]:
+    """One step with a clock between its parts; same calls as ``train_step``."""
+    marks: list[tuple[str, float]] = []
+    undo = []
+
+    def mark_after(owner, name: str, phase: str) -> None:
+        call = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            result = call(*args, **kwargs)
+            marks.append((phase, _synchronize()))
+            return result
+
+        setattr(owner, name, timed)
+        undo.append((owner, name))
+
+    features = model._features
+
+    def timed_features(branch, inputs, roles):
+        result = features(branch, inputs, roles)
+        phase = 'teacher' if branch is model.teacher else 'student'
+        marks.append((phase, _synchronize()))
+        return result
+
+    model._features = timed_features
+    undo.append((model, '_features'))
+    mark_after(model.data_preprocessor, 'forward', 'preprocess')
+    mark_after(model, 'forward', 'heads')
+    mark_after(wrapper, 'backward', 'backward')
+    mark_after(model, 'update_teacher', 'update')
+    start = _synchronize()
+    try:
+        model.train_step(batch, wrapper)
+    finally:
+        for owner, name in undo:
+            delattr(owner, name)  # the class's own method shows again
+    times = dict.fromkeys(PHASES, 0.0)
+    for phase, now in marks:
+        times[phase] += now - start
+        start = now
+    return times
+
+
+def _peak_gib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _fixed_gib(model, optimizer) -> float:
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [p for p in model.parameters() if p.requires_grad]  # their gradients
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if torch.is_tensor(value)]
+    return sum(t.numel() * t.element_size() for t in tensors) / 2**30
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

@@ -1,0 +1,233 @@
+"""From a command line to a run: ``tools/train.py`` is this module's ``main``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+
+from densessl.errors import DenseSSLError
+
+from .checkpoint import list_runs
+from .distributed import init_process_group, model_wrapper_cfg
+
+# What a training config may hold at its top level; names with a leading underscore are
+# a config's own variables.
+CONFIG_KEYS = (
+    'activation_checkpointing',
+    'custom_hooks',
+    'custom_imports',
+    'default_hooks',
+    'default_scope',
+    'env_cfg',
+    'experiment_name',
+    'log_level',
+    'log_processor',
+    'model',
+    'optim_wrapper',
+    'randomness',
+    'runner_type',
+    'sync_bn',
+    'train_cfg',
+    'train_dataloader',
+    'vis_backends',
+    'visualizer',
+    'work_dir',
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of ``tools/train.py``."""
+    parser = argparse.ArgumentParser(
+        prog='tools/train.py', description='Pretrain a backbone without labels.'
+    )
+    parser.add_argument('config', help='a file of configs/')
+    parser.add_argument(
+        '--data',
+        nargs='+',
+        metavar='DIR',
+        help='folder(s) of pictures, nested or flat; no labels needed',
+    )
+    parser.add_argument('--work-dir', help='default: work_dirs/<name of the config>')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='newest',
+        metavar='STEP_PTH',
+        help='go on with the run of the work dir, from its newest or this checkpoint',
+    )
+    parser.add_argument(
+        '--init-from',
+        metavar='FILE',
+        help='start a new run from weights (backbone.safetensors)',
+    )
+    parser.add_argument('--seed', type=int, help='default: 0')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override anything, such as model.heads.selfpatch.top_k=8',
+    )
+    return parser.parse_args(argv)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config file with the command line's overrides, checked.
+
+    Raises:
+        DenseSSLError: no such file, or a key that nothing reads.
+    """
+    if not Path(args.config).is_file():
+        raise DenseSSLError(
+            f'config {args.config}: no such file; see configs/quickstart and '
+            'configs/methods'
+        )
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.cfg_options:
+            _check_overrides(cfg, args.cfg_options)
+            cfg.merge_from_dict(args.cfg_options)
+    except (
+        LookupError,
+        NameError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise DenseSSLError(f'config {args.config}: {_one_line(error)}') from error
+    for key in cfg:
+        if key not in CONFIG_KEYS and not key.startswith('_'):
+            raise DenseSSLError(
+                f'config {args.config}: nothing reads the key {key!r}'
+                f'{_did_you_mean(key, CONFIG_KEYS)}; start your own variables with an '
+                'underscore'
+            )
+    if args.data:
+        use_folders(cfg.train_dataloader.dataset, args.data)
+    if args.seed is not None:
+        cfg.randomness = dict(seed=args.seed)
+    cfg.work_dir = args.work_dir or cfg.get(
+        'work_dir', str(Path('work_dirs') / Path(args.config).stem)
+    )
+    cfg.default_hooks.resume = dict(
+        type='ResumeHook', resume=args.resume, init_from=args.init_from
+    )
+    adapt_to_machine(cfg)
+    return cfg
+
+
+def use_folders(dataset: ConfigDict, folders: list[str]) -> None:
+    """Let a data set config read folders of pictures, with the transforms it has."""
+    pipeline = [t for t in dataset.pipeline if t['type'] != 'LoadImage']
+    keep = dict(fraction=dataset['fraction']) if 'fraction' in dataset else {}
+    dataset.clear()
+    dataset.update(
+        type='UnlabelledImages',
+        data_root=folders,
+        pipeline=[dict(type='LoadImage', lazy=True), *pipeline],
+        **keep,
+    )
+
+
+def adapt_to_machine(cfg: Config) -> None:
+    """Settings that follow from the machine and the launcher, not from the method."""
+    loader = cfg.train_dataloader
+    loader.setdefault('pin_memory', torch.cuda.is_available())
+    loader.persistent_workers = loader.num_workers > 0
+    # Samples depend on the run's seed, so another seed sees other crops.
+    loader.dataset.setdefault('seed', cfg.randomness.seed)
+    if init_process_group():
+        cfg.launcher = 'pytorch'
+        cfg.model_wrapper_cfg = model_wrapper_cfg()
+
+
+def build_runner(cfg: Config):
+    """The runner of a config.
+
+    Raises:
+        DenseSSLError: a part of the config names no known type, or does not fit it.
+    """
+    from densessl.registry import RUNNERS
+
+    try:
+        return RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
+    except (KeyError, TypeError) as error:
+        raise DenseSSLError(f'config {cfg.filename}: {_one_line(error)}') from error
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run what the command line asks for."""
+    cfg = load_config(args)
+    existing = list_runs(Path(cfg.work_dir))
+    if existing and not args.resume:
+        raise DenseSSLError(
+            f'work dir {cfg.work_dir} holds a run ({existing[-1].name}); go on with it '
+            'by --resume, or choose another --work-dir'
+        )
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DenseSSLError(
+            f'work dir {cfg.work_dir} cannot be made ({error.strerror}); choose '
+            'another by --work-dir'
+        ) from error
+    runner = build_runner(cfg)
+    try:
+        runner.train()
+    except (KeyError, TypeError) as error:
+        if 'registry' in str(error) or 'class `' in str(error):
+            raise DenseSSLError(f'config {args.config}: {_one_line(error)}') from error
+        raise
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; users' errors end in one line and exit code 2."""
+    try:
+        train(parse_args(argv))
+    except DenseSSLError as error:
+        if os.environ.get('DENSESSL_TRACEBACK'):
+            raise
+        print(f'error: {_one_line(error)}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('stopped; go on with --resume', file=sys.stderr)
+        return 130
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """The message alone, also of an error that came through a worker or a registry."""
+    text = str(error.args[0]) if error.args else str(error)
+    line = (
+        text.strip().splitlines()[-1] if 'Traceback' in text else ' '.join(text.split())
+    )
+    for mark in ('DenseSSLError: ', 'UnreadableImageError: '):
+        line = line.split(mark)[-1]
+    return line
+
+
+def _check_overrides(cfg: Config, options: dict) -> None:
+    for dotted in options:
+        node = cfg
+        for key in dotted.split('.')[:-1]:
+            if isinstance(node, dict | Config) and key not in node:
+                raise DenseSSLError(
+                    f'--cfg-options {dotted}: the config has no {key!r}'
+                    f'{_did_you_mean(key, node)}'
+                )
+            node = node[int(key)] if isinstance(node, list | tuple) else node[key]
+
+
+def _did_you_mean(word: str, known) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f', did you mean {near[0]!r}?' if near else ''

@@ -1,0 +1,198 @@
+"""One door to a frozen backbone: bytes in, float32 tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from densessl.errors import DenseSSLError
+from densessl.models.features import Tokens
+
+Sample = tuple[np.ndarray, np.ndarray]
+"""A picture ``(H, W, 3)`` uint8 RGB and its labels ``(H, W)``, integers."""
+
+_PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class FeatureExtractor:
+    """Tokens of a backbone that is left exactly as it was found.
+
+    Images are normalised as in training and go through the backbone in small batches,
+    in evaluation mode and without gradients. Afterwards every module is back in the
+    mode it had, so a training loop may call this between two steps.
+
+    Args:
+        backbone: maps ``(B, 3, H, W)`` normalised images to `Tokens` and has
+            ``patch_size`` in pixels.
+        mean: three RGB means in units of 0..255, as in the data preprocessor.
+        std: three RGB standard deviations in the same units.
+        device: where to compute; the backbone is moved there. None leaves it where
+            it is.
+        precision: ``'fp32'``, even inside somebody else's autocast, or ``'bf16'`` or
+            ``'fp16'`` autocast. Tokens are float32 in every case.
+        batch_size: images in one forward pass.
+
+    Raises:
+        DenseSSLError: unknown precision, or mean and std not in units of 0..255.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str | None = None,
+        precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32',
+        *,
+        batch_size: int = 32,
+    ) -> None:
+        if precision not in _PRECISIONS:
+            raise DenseSSLError(
+                f'FeatureExtractor: precision {precision!r} is unknown; '
+                f'use one of {", ".join(_PRECISIONS)}'
+            )
+        if len(mean) != 3 or len(std) != 3 or min(std) < 1:
+            raise DenseSSLError(
+                f'FeatureExtractor: mean {tuple(mean)} and std {tuple(std)} are not '
+                'three values each in units of 0..255; multiply fractions by 255'
+            )
+        self.backbone = backbone if device is None else backbone.to(device)
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self.precision = precision
+        self.batch_size = batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone's parameters are; the CPU if it has none."""
+        parameter = next(self.backbone.parameters(), None)
+        return torch.device('cpu') if parameter is None else parameter.device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | np.ndarray) -> Tokens:
+        """Tokens of a batch of pictures.
+
+        Args:
+            images: ``(B, H, W, 3)`` or ``(B, 3, H, W)`` uint8 RGB; ``H`` and ``W`` are
+                multiples of the backbone's patch.
+
+        Returns:
+            Float32 tokens of the ``B`` images, on the backbone's device.
+
+        Raises:
+            DenseSSLError: another type, shape or size.
+        """
+        images = self._channels_first(torch.as_tensor(images))
+        with _evaluating(self.backbone):
+            parts = [self._forward(part) for part in images.split(self.batch_size)]
+        return Tokens(
+            patches=torch.cat([part.patches for part in parts]).float(),
+            grid=parts[0].grid,
+            cls=None
+            if parts[0].cls is None
+            else torch.cat([part.cls for part in parts]).float(),
+        )
+
+    def _channels_first(self, images: Tensor) -> Tensor:
+        shape = tuple(images.shape)
+        if images.dtype != torch.uint8 or len(shape) != 4 or 3 not in shape[1::2]:
+            raise DenseSSLError(
+                f'FeatureExtractor: images are {images.dtype} {shape}; '
+                'give uint8 RGB as (B, H, W, 3) or (B, 3, H, W)'
+            )
+        if shape[0] == 0:
+            raise DenseSSLError('FeatureExtractor: no images; give at least one')
+        if shape[3] == 3:
+            images = images.permute(0, 3, 1, 2)
+        height, width = images.shape[2:]
+        patch = self.backbone.patch_size
+        if height % patch or width % patch or not height or not width:
+            raise DenseSSLError(
+                f'FeatureExtractor: images of {height}x{width} px do not divide into '
+                f'patches of {patch} px; resize them to multiples of {patch}'
+            )
+        return images
+
+    def _forward(self, images: Tensor) -> Tokens:
+        device = self.device
+        images = images.to(device).float()
+        images = (images - self.mean.to(device)) / self.std.to(device)
+        dtype = _PRECISIONS[self.precision]
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            return self.backbone(images)
+
+
+def labelled_batches(
+    samples: Iterable[Sample], batch_size: int, name: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Stack labelled pictures of one size, in order.
+
+    Args:
+        samples: pictures and labels; read once.
+        batch_size: samples in a batch; the last one may have fewer.
+        name: what to call the set in an error.
+
+    Yields:
+        ``(B, H, W, 3)`` images and ``(B, H, W)`` labels, uint8 or int64.
+
+    Raises:
+        DenseSSLError: a mask has another size than its picture, a picture another
+            size than the first, or there is none.
+    """
+    samples, index, size = iter(samples), 0, None
+    while chunk := list(islice(samples, batch_size)):
+        for image, mask in chunk:
+            found = image.shape[:2]
+            if mask.shape != found:
+                raise DenseSSLError(
+                    f'{name} sample {index}: the mask is {mask.shape} and its picture '
+                    f'{found}; resize one to the other, the mask by nearest neighbour'
+                )
+            size = found if size is None else size
+            if found != size:
+                raise DenseSSLError(
+                    f'{name} sample {index}: the picture is {found}, those before it '
+                    f'{size}; resize all pictures and masks to one size'
+                )
+            index += 1
+        masks = np.stack([mask for _, mask in chunk])
+        if masks.dtype.kind in 'biu' and masks.dtype != np.uint8:
+            masks = masks.astype(np.int64)  # torch knows few unsigned types
+        images = np.stack([image for image, _ in chunk])
+        yield torch.from_numpy(images), torch.from_numpy(masks)
+    if not index:
+        raise DenseSSLError(f'no {name} samples; give at least one picture with a mask')
+
+
+def channel_moments(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel of ``(M, N, D)``, in float64.
+
+    A channel that is constant up to rounding gets deviation 1: it has nothing to say,
+    and its rounding errors shall not be blown up.
+    """
+    total = patches.shape[0] * patches.shape[1]
+    mean = var = torch.zeros(patches.shape[2], dtype=torch.float64)
+    for part in patches.split(64):
+        mean = mean + part.cpu().double().sum((0, 1)) / total
+    for part in patches.split(64):
+        var = var + (part.cpu().double() - mean).square().sum((0, 1)) / total
+    std = var.sqrt()
+    return mean, torch.where(std <= 1e-6 * mean.abs(), 1.0, std)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; outside, each submodule in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

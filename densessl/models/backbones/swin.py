@@ -1,0 +1,82 @@
+"""Swin of MMPretrain behind the interface of our backbones."""
+
+from __future__ import annotations
+
+import warnings
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from densessl.errors import DenseSSLError
+from densessl.models.features import Tokens
+from densessl.registry import MODELS
+
+from .vision_transformer import init_linear
+
+with warnings.catch_warnings():  # mmcv-lite has no compiled ops, and we need none
+    warnings.filterwarnings('ignore', message='Fail to import')
+    from mmpretrain.models import SwinTransformer as MMSwinTransformer
+
+
+@MODELS.register_module()
+class SwinTransformer(BaseModule):
+    """MMPretrain's Swin (arXiv:2103.14030) giving tokens for views of any size.
+
+    Maps that the window does not divide are padded, also those smaller than the
+    window, so that 96-pixel views work. A stage whose map at ``img_size`` is no larger
+    than the window does not shift, as in the original Swin, whatever the view's size.
+    The tokens are the last stage's, LayerNormed.
+
+    Args:
+        arch: ``'tiny' | 'small' | 'base'``, or MMPretrain's dict.
+        img_size: side of the usual input in pixels.
+        drop_path_rate: stochastic depth of the last block.
+        window_size: one for all stages, or one a stage.
+        in_channels: channels of the input.
+        init_cfg: MMEngine's initialisation, for use in downstream packages.
+    """
+
+    patch_size = 4
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        *,
+        img_size: int = 224,
+        drop_path_rate: float = 0.1,
+        window_size: int | list[int] = 7,
+        in_channels: int = 3,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        known = ('tiny', 'small', 'base')
+        if isinstance(arch, str) and arch not in known:
+            raise DenseSSLError(
+                f'SwinTransformer: unknown arch {arch!r}; choose from '
+                f'{", ".join(known)}, or give a dict of embed_dims, depths, num_heads'
+            )
+        windows = [window_size] * 4 if isinstance(window_size, int) else window_size
+        unshifted = dict(block_cfgs=dict(attn_cfgs=dict(shift_size=0)))
+        self.model = MMSwinTransformer(
+            arch=arch,
+            stage_cfgs=[
+                unshifted if img_size // (4 * 2**stage) <= window else {}
+                for stage, window in enumerate(windows)
+            ],
+            img_size=img_size,
+            in_channels=in_channels,
+            drop_path_rate=drop_path_rate,
+            window_size=window_size,
+            pad_small_map=True,
+            out_indices=(3,),
+        )
+        self.model.apply(init_linear)
+        for name, parameter in self.model.named_parameters():
+            if name.endswith('relative_position_bias_table'):
+                nn.init.trunc_normal_(parameter, std=0.02)
+        self.embed_dims = self.model.num_features[-1]
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Tokens of ``images`` ``(B, C, H, W)``; the grid is ``H / 32, W / 32``."""
+        (features,) = self.model(images)
+        return Tokens(features.flatten(2).mT, tuple(features.shape[2:]))

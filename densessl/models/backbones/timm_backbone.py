@@ -1,0 +1,72 @@
+"""Any timm backbone by name."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from densessl.errors import DenseSSLError
+from densessl.models.features import Tokens
+from densessl.registry import MODELS
+
+
+@MODELS.register_module()
+class TimmBackbone(BaseModule):
+    """A timm model as a backbone: ViTs, hierarchical transformers and CNNs.
+
+    Args:
+        name: timm's name of the model, such as ``'vit_small_patch16_224'``.
+        pretrained: whether timm may load (and so download) its weights.
+        **options: handed to ``timm.create_model``. Where the model takes them,
+            ``dynamic_img_size=True`` (ViT) or ``strict_img_size=False`` (Swin) are set
+            so that views of several sizes work.
+
+    Raises:
+        DenseSSLError: timm has no such model, or it has no patch tokens.
+    """
+
+    def __init__(self, name: str, *, pretrained: bool = False, **options) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), 3, cutoff=0)
+            raise DenseSSLError(
+                f'TimmBackbone: timm {timm.__version__} has no model {name!r}; name '
+                f'one of timm.list_models(), such as {", ".join(near)}'
+            )
+        self.model = _create(name, pretrained, options)
+        self.embed_dims = self.model.num_features
+        self.patch_size = _patch_size(self.model)
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Tokens of ``images`` ``(B, C, H, W)``."""
+        x = self.model.forward_features(images)
+        if x.ndim == 4:  # a map: channels first, or last as timm's Swin gives it
+            if x.shape[-1] != self.embed_dims:
+                x = x.permute(0, 2, 3, 1)
+            return Tokens(x.flatten(1, 2), tuple(x.shape[1:3]))
+        prefix = getattr(self.model, 'num_prefix_tokens', 0)
+        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        has_cls = getattr(self.model, 'cls_token', None) is not None
+        return Tokens(x[:, prefix:], grid, x[:, 0] if has_cls else None)
+
+
+def _create(name: str, pretrained: bool, options: dict):
+    for sizes in ({'dynamic_img_size': True}, {'strict_img_size': False}, {}):
+        try:
+            return timm.create_model(
+                name, pretrained=pretrained, num_classes=0, **(sizes | options)
+            )
+        except TypeError as error:  # the model has no such argument
+            if not sizes or not any(key in str(error) for key in sizes):
+                raise
+    raise AssertionError
+
+
+def _patch_size(model) -> int:
+    patch_embed = getattr(model, 'patch_embed', None)
+    if hasattr(patch_embed, 'feat_ratio'):  # of a hybrid, its CNN included
+        return patch_embed.feat_ratio(as_scalar=True)
+    return model.feature_info[-1]['reduction']

@@ -1,0 +1,184 @@
+"""What every head is, and what heads that distil a centred teacher share."""
+
+from __future__ import annotations
+
+import torch
+from mmengine import dist
+from torch import Tensor, nn
+
+from densessl.errors import DenseSSLError
+from densessl.losses import Distillation, distillation_loss
+from densessl.models.features import ViewFeatures
+from densessl.schedules import Progress, Temperature
+
+from .projector import DINOProjector
+
+
+class Head(nn.Module):
+    """A pretext task: its projector, its targets, its loss.
+
+    The algorithm calls, each step, ``start_step`` once, ``loss`` for each part of the
+    batch, and ``end_step`` once; ``end_step`` is the only place that talks to other
+    ranks. The projector belongs to the branches: the student trains it, the teacher
+    holds an averaged copy.
+
+    Attributes:
+        teacher_roles: roles of the views the teacher must see, None for all.
+        loss_weight: factor of the head's loss in the total.
+        freeze_last_layer_epochs: epochs in which the projector's last layer gets no
+            gradient.
+    """
+
+    teacher_roles: tuple[str, ...] | None = None
+    loss_weight: float = 1.0
+    freeze_last_layer_epochs: float = 0
+
+    def build_projector(self) -> nn.Module:
+        """A new projector for the student."""
+        raise NotImplementedError
+
+    def start_step(self, progress: Progress) -> None:
+        """Set what depends on how far the training is."""
+
+    def loss(
+        self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
+    ) -> dict[str, Tensor]:
+        """Scalars of one part of a batch: ``'loss'`` and monitors (detached).
+
+        Args:
+            student: features of all views.
+            teacher: features of at least the roles of ``teacher_roles``.
+            geometry: :class:`densessl.geometry.ViewGeometry` ``(B, V)`` or None.
+            name: the head's own name, the key of its projectors.
+        """
+        raise NotImplementedError
+
+    def end_step(self) -> None:
+        """Update centres, queues and the like, once the optimiser has the gradient."""
+
+    def monitored_features(self, teacher: ViewFeatures) -> Tensor:
+        """``(n, D)`` teacher features the health hook looks at."""
+        return teacher.pooled.flatten(0, 1)
+
+
+class DistillationHead(Head):
+    """Temperatures and the centre of a DINO-like head.
+
+    The centre follows the mean teacher logits of the global batch,
+    ``c <- m c + (1 - m) mean(z_t)`` (DINO, Eq. 4). The last layer is linear, so the
+    mean logits are the layer at the mean bottleneck: ranks exchange that, not ``K``
+    values.
+
+    Args:
+        embed_dims: width of the tokens; given by the algorithm.
+        out_dims: prototypes ``K``.
+        student_temp: temperature of the student.
+        teacher_temp: a number, or ``dict(start, end, warmup_epochs)``.
+        center_momentum: share of the old centre that stays.
+        loss_weight: factor of the loss in the total.
+        freeze_last_layer_epochs: epochs in which the last layer stays as it is.
+        projector: options of :class:`DINOProjector`.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self,
+        embed_dims: int,
+        out_dims: int,
+        *,
+        student_temp: float = 0.1,
+        teacher_temp: float | dict = 0.04,
+        center_momentum: float = 0.9,
+        loss_weight: float = 1.0,
+        freeze_last_layer_epochs: float = 1,
+        projector: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= center_momentum <= 1:
+            raise DenseSSLError(
+                f'{type(self).__name__}: center_momentum={center_momentum} is no share;'
+                ' give a number from 0 to 1 (papers: 0.9)'
+            )
+        if student_temp <= 0:
+            raise DenseSSLError(
+                f'{type(self).__name__}: student_temp={student_temp}; temperatures are '
+                'greater than 0 (papers: 0.1)'
+            )
+        self.student_temp = student_temp
+        self.temperature = Temperature.of(teacher_temp)
+        self.teacher_temp = self.temperature.start
+        self.center_momentum = center_momentum
+        self.loss_weight = loss_weight
+        self.freeze_last_layer_epochs = freeze_last_layer_epochs
+        self._projector = dict(
+            embed_dims=embed_dims, out_dims=out_dims, **(projector or {})
+        )
+        self.register_buffer('center', torch.zeros(out_dims))
+        self._seen: list[tuple[Tensor, int, DINOProjector]] = []
+
+    def build_projector(self) -> DINOProjector:
+        """A new projector for the student."""
+        return DINOProjector(**self._projector)
+
+    def start_step(self, progress: Progress) -> None:
+        """Set the teacher temperature and forget the last step's batch."""
+        self.teacher_temp = self.temperature.at(progress)
+        self._seen = []
+
+    def distill(
+        self,
+        student: Tensor,
+        student_projector: DINOProjector,
+        teacher: Tensor,
+        teacher_projector: DINOProjector,
+        weights: Tensor,
+        centered: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss and monitors of ``(B, R, D)`` against ``(B, Q, D)`` features.
+
+        Args:
+            student: features before the projector.
+            student_projector: the student's.
+            teacher: features before the projector.
+            teacher_projector: the teacher's.
+            weights: see :func:`densessl.losses.distillation_loss`.
+            centered: ``(..., D)`` teacher features whose mean moves the centre; by
+                default those of ``teacher``.
+        """
+        with torch.no_grad():
+            teacher_rows = teacher_projector.embed(teacher)
+            rows = (
+                teacher_rows if centered is None else teacher_projector.embed(centered)
+            )
+            if self.training:
+                rows = rows.flatten(0, -2)
+                self._seen.append((rows.sum(0), len(rows), teacher_projector))
+        result: Distillation = distillation_loss(
+            student_projector.embed(student),
+            student_projector.weight,
+            teacher_rows,
+            teacher_projector.weight,
+            self.center,
+            weights,
+            student_temp=self.student_temp,
+            teacher_temp=self.teacher_temp,
+        )
+        return dict(
+            loss=result.loss,
+            teacher_entropy=result.teacher_entropy,
+            kl=result.kl,
+            center_norm=self.center.norm(),
+        )
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Move the centre by the mean teacher logits of all parts and all ranks."""
+        if not self._seen:
+            return
+        sums, counts, projectors = zip(*self._seen, strict=True)
+        total = torch.cat([sum(sums), sums[0].new_tensor([sum(counts)])])
+        dist.all_reduce(total, 'sum')
+        mean_logits = projectors[0].weight.float() @ (total[:-1] / total[-1]).float()
+        self.center.lerp_(mean_logits, 1 - self.center_momentum)
+        self._seen = []

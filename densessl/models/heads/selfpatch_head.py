@@ -1,0 +1,93 @@
+"""SelfPatch's task: a patch predicts the summary of its most similar neighbours."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from densessl.matching import check_neighbourhood, top_k_neighbours
+from densessl.models.features import ViewFeatures
+from densessl.registry import MODELS
+
+from .base import DistillationHead
+
+_MONITORED = 2048  # tokens the health hook gets a step
+
+
+@MODELS.register_module()
+class SelfPatchHead(DistillationHead):
+    """Patch-level self-distillation (SelfPatch, CVPR 2022, Eqs. 5-7).
+
+    In each view, for each patch ``i``: the positives are the ``top_k`` of its
+    neighbours by cosine similarity of the teacher's patch features; their summary
+    ``y^(i) = h({f_j})`` comes from the teacher's aggregator, and the loss is
+    ``mean_i H(g'(y^(i)) teacher, g'(f_i) student)``, averaged over all views.
+
+    Args:
+        embed_dims: width of the tokens; given by the algorithm.
+        out_dims: prototypes ``K`` of the patch projector.
+        top_k: positives a patch.
+        window: side of the neighbourhood in patches, odd; ``'all'`` for every patch.
+        border: ``'wrap'`` around the grid (the authors' code), or ``'clip'`` at it.
+        loss_weight: factor of the loss in the total.
+        **options: see :class:`DistillationHead`.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        out_dims: int = 4096,
+        *,
+        top_k: int = 4,
+        window: int | Literal['all'] = 3,
+        border: Literal['wrap', 'clip'] = 'wrap',
+        loss_weight: float = 0.1,
+        **options,
+    ) -> None:
+        super().__init__(embed_dims, out_dims, loss_weight=loss_weight, **options)
+        check_neighbourhood(top_k, window, border)
+        self.top_k = top_k
+        self.window = window
+        self.border = border
+
+    def loss(
+        self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
+    ) -> dict[str, Tensor]:
+        """See :meth:`Head.loss`."""
+        views = len(student.pooled)
+        patches, targets, weights = [], [], []
+        for role, tokens in student.tokens.items():
+            count, images, num_patches, _ = tokens.shape
+            with torch.no_grad():
+                target = self.summarize(teacher, role).unflatten(0, (count, images))
+            patches.append(_by_image(student.neck.normalize(tokens)))
+            targets.append(_by_image(target))
+            weight = tokens.new_full((), 1 / (views * num_patches), dtype=torch.float)
+            weights.append(weight.expand(count * num_patches))
+        return self.distill(
+            torch.cat(patches, 1),
+            student.projectors[name],
+            torch.cat(targets, 1),
+            teacher.projectors[name],
+            torch.cat(weights),
+        )
+
+    def summarize(self, teacher: ViewFeatures, role: str) -> Tensor:
+        """``y^(i)`` of each patch of the views of a role, ``(v * B, N, D)``."""
+        tokens = teacher.tokens[role].flatten(0, 1)
+        index, valid = top_k_neighbours(
+            tokens, teacher.grids[role], self.top_k, self.window, self.border
+        )
+        return teacher.neck.aggregate(tokens, index, valid)
+
+    def monitored_features(self, teacher: ViewFeatures) -> Tensor:
+        """Patch tokens of the first role, evenly thinned to a few thousand."""
+        tokens = next(iter(teacher.tokens.values())).flatten(0, 2)
+        return tokens[:: max(1, len(tokens) // _MONITORED)]
+
+
+def _by_image(tokens: Tensor) -> Tensor:
+    """``(v, B, N, D)`` -> ``(B, v * N, D)``."""
+    return tokens.transpose(0, 1).flatten(1, 2)

@@ -1,0 +1,92 @@
+"""Two gloo processes with half the batch each equal one with the whole batch."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, build_model, optim_wrapper, views
+
+from densessl.engine.distributed import DistributedDataParallel
+from densessl.schedules import Progress
+
+pytestmark = pytest.mark.dist
+STEPS = 3
+
+
+def run_steps(model, forward, part, accumulate=1):
+    """Log, gradients of the last step, and final weights of a few steps."""
+    wrapper = optim_wrapper(model, lr=0.1, kind='SGD')
+    grads, step = {}, wrapper.step
+
+    def keep_gradients():
+        named = model.named_parameters()
+        grads.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+        step()
+
+    wrapper.step = keep_gradients
+    logs = []
+    for i in range(STEPS):
+        model.progress = Progress(i + 4, 20, 4)
+        data = views(batch=8, seed=i)
+        data['inputs'] = {role: x[part] for role, x in data['inputs'].items()}
+        logs.append(model.train_step(data, wrapper, forward=forward))
+    return logs, grads, copy.deepcopy(model.state_dict())
+
+
+def worker(rank, folder, accumulate):
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1'
+    )
+    torch.set_num_threads(1)
+    store = f'file://{folder}/store'
+    torch.distributed.init_process_group('gloo', store, rank=rank, world_size=2)
+    model = build_model(accumulate=accumulate)
+    ddp = DistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
+    part = slice(4 * rank, 4 * rank + 4)
+    torch.save(run_steps(model, ddp, part), f'{folder}/rank_{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_two_processes_equal_one(tmp_path, accumulate):
+    torch.multiprocessing.spawn(worker, (str(tmp_path), accumulate), nprocs=2)
+    model = build_model()
+    logs, grads, state = run_steps(model, model, slice(None))
+    ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
+    for step in range(STEPS):
+        for key in ('loss', 'loss_view', 'loss_selfpatch', 'view/center_norm'):
+            mean = sum(rank[0][step][key] for rank in ranks) / 2
+            torch.testing.assert_close(mean, logs[step][key], rtol=1e-5, atol=1e-6)
+    for rank in ranks:
+        for name, grad in grads.items():
+            error = (rank[1][name] - grad).norm() / (grad.norm() + 1e-6)
+            assert error < 1e-5 or grad.norm() < 1e-6, (name, error)
+        for name, value in state.items():
+            torch.testing.assert_close(
+                rank[2][name], value, rtol=1e-5, atol=1e-6, msg=name
+            )
+    assert not state['heads.view.center'].eq(0).all()
+
+
+def test_dist_train_script_starts_two_processes(small_config, tmp_path):
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PORT': '29617'}
+    env['PATH'] = f'{Path(sys.executable).parent}:{env["PATH"]}'
+    result = subprocess.run(
+        [
+            *('bash', str(ROOT / 'tools/dist_train.sh'), str(small_config), '2'),
+            *('--work-dir', str(tmp_path / 'run')),
+            *('--cfg-options', 'train_dataloader.batch_size=2'),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert '2 process(es), 2 images each' in result.stdout + result.stderr
+    state = torch.load(tmp_path / 'run/step_00000012.pth', weights_only=True)
+    assert state['global_batch'] == 4 and state['steps'] == 12

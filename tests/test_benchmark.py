@@ -1,0 +1,59 @@
+"""The plain formulation is an oracle of the fast one; the benchmark times both."""
+
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, build_model, model_config, optim_wrapper, views
+from mmengine.config import Config
+
+from densessl.benchmark import main as command
+from densessl.benchmark.step import PHASES, measure_step, view_inputs
+from densessl.schedules import Progress
+
+sys.path.insert(0, str(ROOT / 'benchmarks/reference'))
+from plain import PlainStep
+
+
+@pytest.mark.parametrize('border', ['wrap', 'clip'])
+def test_plain_and_fast_steps_agree(border):
+    heads = model_config()['heads']
+    heads['selfpatch'].update(border=border, top_k=3)
+    fast, plain = (build_model(heads=heads) for _ in range(2))
+    wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
+    reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)
+    for step in range(3):
+        fast.progress = plain.progress = Progress(step + 4, 20, 4)
+        loss = fast.train_step(views(seed=step), wrapper)['loss']
+        expected = reference.step(views(seed=step))
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for name, value in fast.state_dict().items():
+        torch.testing.assert_close(
+            value, plain.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name
+        )
+
+
+def test_measured_step_has_all_phases(small_config):
+    times = measure_step(Config.fromfile(small_config), 2, steps=1, warmup=1)
+    phases = sum(times.milliseconds[phase] for phase in PHASES)
+    assert all(times.milliseconds[phase] > 0 for phase in PHASES)
+    assert 0.2 < phases / times.milliseconds['step'] < 5  # two different steps
+    assert 0 < times.fixed_gib < times.peak_gib
+    seconds = times.milliseconds['step'] / 1e3
+    assert times.images_per_second == pytest.approx(2 / seconds)
+
+
+def test_inputs_have_the_views_of_the_config():
+    cfg = Config.fromfile(ROOT / 'configs/methods/selfpatch_vit-s16.py')
+    shapes = {role: tuple(x.shape) for role, x in view_inputs(cfg, 3).items()}
+    assert shapes == {'global': (3, 2, 3, 224, 224), 'local': (3, 8, 3, 96, 96)}
+
+
+def test_command_prints_both(small_config, capfd):
+    arguments = ['step', str(small_config), '--batch-size', '2', '--steps', '1']
+    assert command.main([*arguments, '--reference']) == 0
+    out = capfd.readouterr().out
+    assert out.index('densessl (device') < out.index('plain formulation (device')
+    assert out.count('images/s') == 2 and 'GiB peak' in out
+    assert command.main(['data', 'no/config.py']) == 2
+    assert 'no such file' in capfd.readouterr().err

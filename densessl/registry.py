@@ -14,6 +14,7 @@ def _child(name: str, parent: Registry, location: str) -> Registry:
 
 
 MODELS = _child('model', root.MODELS, 'densessl.models')
+TASK_UTILS = _child('task util', root.TASK_UTILS, 'densessl.models')
 DATASETS = _child('dataset', root.DATASETS, 'densessl.datasets')
 DATA_SAMPLERS = _child('data sampler', root.DATA_SAMPLERS, 'densessl.datasets')
 TRANSFORMS = _child('transform', root.TRANSFORMS, 'densessl.datasets')

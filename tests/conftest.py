@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from densessl.engine.optim import TwoGroupConstructor
+from densessl.geometry import ViewGeometry
 from densessl.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -72,9 +73,23 @@ def views(batch: int = 4, seed: int = 0) -> dict:
 
     return dict(
         inputs={'global': draw(2, 32), 'local': draw(3, 24)},
-        geometry=None,
+        geometry=view_geometry(batch, g),
         paths=[f'{i}.jpg' for i in range(batch)],
         broken=[],
+    )
+
+
+def view_geometry(batch: int, generator: torch.Generator) -> ViewGeometry:
+    """Where 2 x 32 and 3 x 24 pixel views lie in pictures of 100 x 80."""
+    extent = 20 + 40 * torch.rand(batch, 5, 2, generator=generator).double()
+    room = torch.tensor([100.0, 80.0]).double() - extent
+    start = room * torch.rand(batch, 5, 2, generator=generator)
+    size = torch.tensor([32, 32, 24, 24, 24])[:, None].expand(batch, 5, 2)
+    return ViewGeometry(
+        torch.cat([start, extent], -1),
+        torch.rand(batch, 5, generator=generator) < 0.5,
+        size,
+        torch.tensor([80, 100]).expand(batch, 5, 2),
     )
 
 

@@ -8,7 +8,7 @@ from conftest import ROOT, build_model, model_config, optim_wrapper, views
 from mmengine.config import Config
 
 from densessl.benchmark import main as command
-from densessl.benchmark.step import PHASES, measure_step, view_inputs
+from densessl.benchmark.step import PHASES, demo_batch, measure_step
 from densessl.schedules import Progress
 
 sys.path.insert(0, str(ROOT / 'benchmarks/reference'))
@@ -20,6 +20,35 @@ def test_plain_and_fast_steps_agree(border):
     heads = model_config()['heads']
     heads['selfpatch'].update(border=border, top_k=3)
     fast, plain = (build_model(heads=heads) for _ in range(2))
+    wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
+    reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)
+    for step in range(3):
+        fast.progress = plain.progress = Progress(step + 4, 20, 4)
+        loss = fast.train_step(views(seed=step), wrapper)['loss']
+        expected = reference.step(views(seed=step))
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for name, value in fast.state_dict().items():
+        torch.testing.assert_close(
+            value, plain.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name
+        )
+
+
+@pytest.mark.parametrize('matching', ['similarity', 'geometric'])
+@pytest.mark.parametrize('average', [True, False])
+def test_plain_and_fast_steps_agree_on_regions(matching, average):
+    heads = dict(view=model_config()['heads']['view'])
+    heads['view'].update(center_views='target', loss_weight=0.7)
+    heads['region'] = dict(
+        type='RegionHead',
+        matching=matching,
+        out_dims=40,
+        teacher_temp=0.05,
+        projector=dict(hidden_dims=48, bottleneck_dims=16, norm_last_layer=False),
+    )
+    options = dict(
+        heads=heads, neck=dict(type='AveragePoolNeck'), average_losses=average
+    )
+    fast, plain = (build_model(**options) for _ in range(2))
     wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
     reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)
     for step in range(3):
@@ -45,7 +74,7 @@ def test_measured_step_has_all_phases(small_config):
 
 def test_inputs_have_the_views_of_the_config():
     cfg = Config.fromfile(ROOT / 'configs/methods/selfpatch_vit-s16.py')
-    shapes = {role: tuple(x.shape) for role, x in view_inputs(cfg, 3).items()}
+    shapes = {role: tuple(x.shape) for role, x in demo_batch(cfg, 3)['inputs'].items()}
     assert shapes == {'global': (3, 2, 3, 224, 224), 'local': (3, 8, 3, 96, 96)}
 
 

@@ -1,4 +1,4 @@
-"""DINO and SelfPatch as their equations read: what our step is measured against.
+"""The methods as their equations read: what our step is measured against.
 
 Eager PyTorch, explicit softmax attention, all logits at once, loops over pairs of views
 and over parameters; the views of one size share a forward, as in the authors' code. It
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 
 from densessl.matching import neighbour_index
 from densessl.models import Tokens
-from densessl.models.heads import SelfPatchHead
+from densessl.models.heads import RegionHead, SelfPatchHead
 
 
 class PlainStep:
-    """One training step of a model with a view head and, perhaps, a SelfPatch head.
+    """One training step of a model with view, SelfPatch and region heads.
 
     Args:
         model: the model whose parameters are trained.
@@ -36,20 +36,30 @@ class PlainStep:
         """Total loss of a preprocessed batch; moves the centres."""
         model = self.model
         total = 0.0
-        crops = list(data['inputs'].values())
+        crops = data['inputs']
+        wanted = model._teacher_roles or set(crops)
         with torch.no_grad():
-            teacher = [self._branch(model.teacher, c) for c in crops]
-        student = [self._branch(model, c) for c in crops]
+            teacher = [
+                self._branch(model.teacher, crops[r]) for r in crops if r in wanted
+            ]
+        student = [self._branch(model, c) for c in crops.values()]
         for name, head in model.heads.items():
             own = model.projectors[name]
             other = model.teacher.projectors[name]
             if isinstance(head, SelfPatchHead):
                 loss, seen = self._patch_loss(head, own, other, student, teacher)
+            elif isinstance(head, RegionHead):
+                views = [view for group in student for view in group]
+                loss, seen = self._region_loss(
+                    head, own, other, views, teacher[0], data['geometry']
+                )
             else:
                 loss, seen = self._view_loss(head, own, other, student, teacher)
             total = total + head.loss_weight * loss
             head.center.mul_(head.center_momentum)
             head.center.add_(seen.mean(0) * (1 - head.center_momentum))
+        if model.average_losses:
+            total = total / sum(head.loss_weight for head in model.heads.values())
         return total
 
     def step(self, data: dict) -> torch.Tensor:
@@ -106,6 +116,48 @@ class PlainStep:
                     total = total + (-p * log_p).sum(-1).mean()
                     pairs += 1
         return total / pairs, z_t
+
+    def _region_loss(self, head, own, other, student, teacher, geometry):
+        """Every pair of views apart: all logits, and a teacher copy a match."""
+        normalize = self.model.neck.normalize
+        log_ps = [
+            F.log_softmax(own(normalize(f_s)) / head.student_temp, -1)
+            for _, f_s, _ in student
+        ]
+        total, pairs, seen = 0.0, 0, []
+        for i, (_, f_t, grid_t) in enumerate(teacher):
+            with torch.no_grad():
+                z_t = other(normalize(f_t))
+                p_t = ((z_t - head.center) / head.teacher_temp).softmax(-1)
+                seen.append(z_t.flatten(0, 1))
+            for v, (_, f_s, grid_s) in enumerate(student):
+                if v == i:
+                    continue
+                if head.matcher.needs_geometry:
+                    index, valid = self._nearest(
+                        head, geometry[:, v], grid_s, geometry[:, i], grid_t
+                    )
+                else:
+                    cosine = F.normalize(f_s, dim=-1) @ F.normalize(f_t, dim=-1).mT
+                    index = cosine.argmax(-1)
+                    valid = torch.ones_like(index, dtype=torch.bool)
+                target = p_t.gather(1, index[..., None].expand(-1, -1, p_t.shape[-1]))
+                cross_entropy = (-target * log_ps[v]).sum(-1)  # (B, N)
+                total = total + (cross_entropy * valid).mean()
+                pairs += 1
+        return total / pairs, torch.cat(seen)
+
+    @staticmethod
+    def _nearest(head, ours, grid_s, theirs, grid_t):
+        """Token of the teacher's view nearest in the source image, all against all."""
+        distance = torch.cdist(
+            ours.token_centers(grid_s), theirs.token_centers(grid_t), p=2
+        )
+        nearest, index = distance.min(-1)
+        limit = head.matcher.threshold * torch.maximum(
+            ours.token_diagonal(grid_s), theirs.token_diagonal(grid_t)
+        )
+        return index, nearest < limit[:, None]
 
     def _patch_loss(self, head, own, other, student, teacher):
         total, views, seen = 0.0, 0, []

@@ -12,7 +12,9 @@ env_cfg = dict(
 optim_wrapper = dict(
     type='MixedPrecisionOptimWrapper',
     constructor='TwoGroupConstructor',
-    optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), weight_decay=0.04),
+    optimizer=dict(
+        type='AdamW', lr=5e-4, betas=(0.9, 0.999), weight_decay=0.04, fused=True
+    ),
     precision='auto',
     clip_grad=dict(type='each', max_norm=3.0),
 )

@@ -1,4 +1,4 @@
-"""Time and memory of a training step on made-up pictures."""
+"""Time and memory of a training step on demo scenes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from mmengine.config import Config
 
 import densessl
+from densessl.datasets import DemoScenes, collate_views
 from densessl.engine.optim import TwoGroupConstructor
-from densessl.registry import MODELS, TRANSFORMS
+from densessl.registry import MODELS
 from densessl.schedules import Progress
 
 PHASES = ('preprocess', 'teacher', 'student', 'heads', 'backward', 'update')
@@ -40,24 +41,18 @@ class StepTimes:
     settings: dict = field(default_factory=dict)
 
 
-def view_inputs(cfg: Config, batch_size: int) -> dict[str, torch.Tensor]:
-    """Random views ``(B, v, 3, H, W)`` uint8 in the sizes of a config's transforms."""
+def demo_batch(cfg: Config, batch_size: int) -> dict:
+    """Demo scenes through a config's own crops, collated."""
     pipeline = cfg.train_dataloader.dataset.pipeline
-    crops = next(t for t in pipeline if 'views' in t)
-    transform = TRANSFORMS.build(crops)
-    inputs: dict[str, list] = {}
-    for view in transform.views:
-        inputs.setdefault(view.role, []).append(view.size)
-    return {
-        role: torch.randint(0, 256, (batch_size, len(sizes), 3, *sizes[0])).byte()
-        for role, sizes in inputs.items()
-    }
+    crops = [step for step in pipeline if step['type'] != 'LoadImage']
+    scenes = DemoScenes(batch_size, size=256, pipeline=crops)
+    return collate_views([scenes[i] for i in range(batch_size)])
 
 
 def measure_step(
     cfg: Config, batch_size: int, steps: int = 5, warmup: int = 2
 ) -> StepTimes:
-    """Train a config's model on random views and time it.
+    """Train a config's model on one batch of demo scenes and time it.
 
     Args:
         cfg: a training config.
@@ -99,7 +94,7 @@ def _set_up(cfg: Config, batch_size: int):
     wrapper_cfg.pop('constructor')
     wrapper = TwoGroupConstructor(wrapper_cfg)(model)
     model.progress = Progress(100, 1000, 10)  # past the epochs of frozen layers
-    return model, wrapper, dict(inputs=view_inputs(cfg, batch_size), geometry=None)
+    return model, wrapper, demo_batch(cfg, batch_size)
 
 
 def _time(step: Callable[[], object], steps: int, warmup: int) -> list[float]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
+from torch import nn
 
 import densessl
 from densessl.errors import DenseSSLError
@@ -148,8 +149,16 @@ def load_newest_run(folder: Path) -> tuple[Path, dict]:
     )
 
 
-def restore_run(runner, state: dict, path: Path) -> None:
+def restore_run(runner, state: dict, path: Path, add_heads: bool = False) -> None:
     """Put a run's state into a runner that is about to train.
+
+    Args:
+        runner: its loop has not begun.
+        state: what ``load_run`` gave.
+        path: of the file, for messages.
+        add_heads: let the model have heads that the checkpoint lacks. They stay as they
+            were built, everything else goes on from the checkpoint, and the schedules
+            stand where its steps put them.
 
     Raises:
         DenseSSLError: it belongs to another architecture, batch size or data set size.
@@ -169,10 +178,63 @@ def restore_run(runner, state: dict, path: Path) -> None:
             f'--resume: {path} was made with seed {state["seed"]}, this run has '
             f'{runner.seed}; give --seed {state["seed"]}'
         )
-    load_strictly(unwrap(runner.model), state['state_dict'], f'--resume: {path}')
-    runner.optim_wrapper.load_state_dict(state['optim_wrapper'])
+    model = unwrap(runner.model)
+    weights, optimizer = state['state_dict'], state['optim_wrapper']
+    added = [name for name in model.heads if f'heads.{name}.center' not in weights]
+    if added and not add_heads:
+        raise DenseSSLError(
+            f'--resume: {path} has no head {", ".join(added)}; use the config it was '
+            'made with, or let new heads join its training by --add-heads'
+        )
+    if added:
+        prefixes = _prefixes(added)
+        own = model.state_dict()
+        weights = {k: v for k, v in own.items() if k.startswith(prefixes)} | weights
+    load_strictly(model, weights, f'--resume: {path}')
+    if added:
+        wrapper = runner.optim_wrapper
+        optimizer = optimizer | dict(
+            optimizer=_widened(
+                optimizer['optimizer'], wrapper.optimizer, model, prefixes
+            )
+        )
+        runner.logger.info(
+            f'new heads: {", ".join(added)}; projectors, centres and optimiser state '
+            f'of these start anew, all else is from {path} (step {state["steps"]})'
+        )
+    runner.optim_wrapper.load_state_dict(optimizer)
     loop._iter = state['steps']
     loop._epoch = state['steps'] // loop.steps_per_epoch
+
+
+def _prefixes(heads: list[str]) -> tuple[str, ...]:
+    """How the state-dict keys of heads begin."""
+    roots = ('heads', 'projectors', 'teacher.projectors')
+    return tuple(f'{root}.{name}.' for root in roots for name in heads)
+
+
+def _widened(
+    old: dict, optimizer: torch.optim.Optimizer, model: nn.Module, new: tuple[str, ...]
+) -> dict:
+    """State of an optimiser that did not know the parameters ``new`` begins.
+
+    An optimiser numbers its parameters in the order of its groups. Those that are not
+    new have kept their order.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    number, renamed, groups = 0, {}, []
+    for group, old_group in zip(
+        optimizer.param_groups, old['param_groups'], strict=True
+    ):
+        known = iter(old_group['params'])
+        numbers = range(number, number + len(group['params']))
+        for i, parameter in zip(numbers, group['params'], strict=True):
+            if not names[id(parameter)].startswith(new):
+                renamed[next(known)] = i
+        groups.append(old_group | dict(params=list(numbers)))
+        number = numbers.stop
+    state = {renamed[i]: value for i, value in old['state'].items()}
+    return dict(state=state, param_groups=groups)
 
 
 def save_incident(runner, data_batch: dict, message: str) -> Path:

@@ -66,6 +66,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='FILE',
         help='start a new run from weights (backbone.safetensors)',
     )
+    parser.add_argument(
+        '--add-heads',
+        action='store_true',
+        help='with --resume: heads that the checkpoint lacks start anew and join in',
+    )
     parser.add_argument('--seed', type=int, help='default: 0')
     parser.add_argument(
         '--cfg-options',
@@ -117,7 +122,10 @@ def load_config(args: argparse.Namespace) -> Config:
         'work_dir', str(Path('work_dirs') / Path(args.config).stem)
     )
     cfg.default_hooks.resume = dict(
-        type='ResumeHook', resume=args.resume, init_from=args.init_from
+        type='ResumeHook',
+        resume=args.resume,
+        init_from=args.init_from,
+        add_heads=args.add_heads,
     )
     adapt_to_machine(cfg)
     return cfg

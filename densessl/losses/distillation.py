@@ -1,19 +1,36 @@
 """Cross-entropy from a teacher to a student over ``K`` prototypes, in chunks.
 
-Both sides come as unit-length bottleneck vectors and the weight of the last, linear
-layer. The logits, ``K`` wide, exist for a few images at a time only, and the gradient
-is computed in the same pass, so that memory does not grow with rows x ``K``.
+Both sides come as bottleneck vectors and the last, weight-normalised layer. The logits,
+``K`` wide, exist for a few rows at a time only, and the gradient is computed in the
+same pass, so that memory does not grow with rows x ``K``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 8 * 2**20
+# Below 32 MiB glibc hands freed memory out again; more is fetched and zeroed anew.
+CPU_CHUNK_BYTES = 16 * 2**20
+GPU_CHUNK_BYTES = 256 * 2**20
+
+
+class LastLayer(Protocol):
+    """A weight-normalised layer without bias, ``W = g v / |v|`` row by row.
+
+    Attributes:
+        weight_v: ``(K, d)`` directions.
+        weight_g: ``(K, 1)`` lengths.
+    """
+
+    weight_v: Tensor
+    weight_g: Tensor
 
 
 class Distillation(NamedTuple):
@@ -23,7 +40,8 @@ class Distillation(NamedTuple):
         loss: weighted cross-entropy, the term to minimise.
         teacher_entropy: mean entropy of the teacher's rows, weighted like the loss.
         kl: mean divergence of the student from the teacher,
-            ``loss / sum(weights) - teacher_entropy``. Both monitors are detached.
+            ``loss / sum(weights) - teacher_entropy``. Both monitors are detached, and
+            zero where no row has a partner.
     """
 
     loss: Tensor
@@ -31,145 +49,287 @@ class Distillation(NamedTuple):
     kl: Tensor
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The teacher rows that each student row is compared with.
+
+    Rows lie image by image, and a row's partners belong to its own image.
+
+    Attributes:
+        weight: ``(n, T)``, what each pair counts in the loss; 0 for no pair.
+        index: ``(n, T)`` long, the partners among all teacher rows; None where row
+            ``r`` has row ``r`` as its only one (``T == 1``, ``m == n``).
+        rows: how many student rows each image has, ``sum(rows) == n``.
+        queries: how many teacher rows each image has, ``sum(queries) == m``.
+    """
+
+    weight: Tensor
+    index: Tensor | None
+    rows: list[int]
+    queries: list[int]
+
+    @classmethod
+    def shared(cls, weights: Tensor, images: int) -> Pairs:
+        """The same in every image, averaged over images.
+
+        Args:
+            weights: ``(R, Q)``, each student row with each teacher row.
+            images: number of images ``B``; ``n = B R`` and ``m = B Q``.
+        """
+        rows, queries = weights.shape
+        start = torch.arange(images, device=weights.device) * queries
+        partner = torch.arange(queries, device=weights.device)
+        index = (start[:, None, None] + partner).expand(-1, rows, -1)
+        return cls(
+            (weights / images).repeat(images, 1),
+            index.flatten(0, 1),
+            [rows] * images,
+            [queries] * images,
+        )
+
+    @classmethod
+    def aligned(cls, weights: Tensor, images: int) -> Pairs:
+        """Row ``r`` with row ``r``, averaged over images; ``weights`` ``(R,)``."""
+        weight = (weights / images).repeat(images)[:, None]
+        return cls(weight, None, [len(weights)] * images, [len(weights)] * images)
+
+    @classmethod
+    def matched(
+        cls, index: Tensor, weights: Tensor, queries: int
+    ) -> tuple[Pairs, Tensor, Tensor]:
+        """Partners of each image's own, averaged over images; the idle rows dropped.
+
+        Args:
+            index: ``(B, R, T)`` long, partners among the image's teacher rows.
+            weights: ``(B, R, T)``.
+            queries: teacher rows ``Q`` an image.
+
+        Returns:
+            The pairs, and which rows they are about: ``(B, R)`` and ``(B, Q)`` bool,
+            those with a weight. The first image's first row stays in any case.
+        """
+        kept = weights.sum(2) > 0
+        used = weights.new_zeros(len(weights), queries)
+        used = used.scatter_add_(1, index.flatten(1), weights.flatten(1)) > 0
+        kept[0, 0] = used[0, index[0, 0, 0]] = True  # a graph, even of nothing
+        counts = used.sum(1)
+        # where each teacher row went, and for an empty pair any row of its image
+        place = (used.flatten().cumsum(0) - 1).unflatten(0, used.shape)
+        partner = place.gather(1, index.flatten(1)).unflatten(1, index.shape[1:])
+        first = (counts.cumsum(0) - counts)[:, None, None]
+        partner = torch.where(weights > 0, partner, first)
+        pairs = cls(
+            (weights / len(weights))[kept],
+            partner[kept],
+            kept.sum(1).tolist(),
+            counts.tolist(),
+        )
+        return pairs, kept, used
+
+    def chunks(self, max_rows: int) -> Iterator[tuple[slice, slice]]:
+        """Whole images, at least one, with at most ``max_rows`` rows of either side."""
+        start, end = [0, 0], [0, 0]
+        for counts in zip(self.rows, self.queries, strict=True):
+            grown = [e + n for e, n in zip(end, counts, strict=True)]
+            if (
+                start != end
+                and max(grown[0] - start[0], grown[1] - start[1]) > max_rows
+            ):
+                yield slice(start[0], end[0]), slice(start[1], end[1])
+                start = end
+            end = grown
+        if end[0] > start[0]:
+            yield slice(start[0], end[0]), slice(start[1], end[1])
+
+
 def distillation_loss(
     student: Tensor,
-    student_weight: Tensor,
+    student_layer: LastLayer,
     teacher: Tensor,
-    teacher_weight: Tensor,
+    teacher_layer: LastLayer,
     center: Tensor,
-    weights: Tensor,
+    pairs: Pairs,
     *,
     student_temp: float,
     teacher_temp: float,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Distillation:
-    """Weighted mean over images of ``H(P_t, P_s)``.
+    """Weighted sum over pairs of rows of ``H(P_t, P_s)``.
 
-    ``L = (1/B) sum_b sum_(r,q) w[r,q] H(P_t[b,q], P_s[b,r])`` with
+    ``L = sum_(r,t) w[r,t] H(P_t[index[r,t]], P_s[r])`` with
     ``H(p, q) = -sum_k p_k log q_k``, ``P_s = softmax(W_s u / tau_s)`` and
     ``P_t = softmax((W_t u - c) / tau_t)`` (DINO, arXiv:2104.14294, Eqs. 1-3; SelfPatch,
-    CVPR 2022, Eqs. 1 and 7). Computed in float32 or wider, also under autocast.
+    CVPR 2022, Eqs. 1 and 7; EsViT, arXiv:2106.09785, Eqs. 2-3). Computed in float32 or
+    wider, also under autocast.
 
     Args:
-        student: ``(B, R, d)``, ``R`` rows an image: its views, or its tokens.
-        student_weight: ``(K, d)`` weight of the student's last layer.
-        teacher: ``(B, Q, d)``, no gradient flows into it.
-        teacher_weight: ``(K, d)``.
+        student: ``(n, d)`` rows: views or tokens, image by image.
+        student_layer: the student's last layer, ``K`` outputs.
+        teacher: ``(m, d)``, image by image; no gradient flows into it.
+        teacher_layer: the teacher's last layer; no gradient flows into it.
         center: ``(K,)`` centre of the teacher's logits.
-        weights: ``(R, Q)``, what each pair of rows counts, or ``(R,)`` where row ``r``
-            pairs with row ``r`` of the teacher alone (``R == Q``).
+        pairs: which rows are compared, and what each pair counts.
         student_temp: temperature of the student, > 0.
         teacher_temp: temperature of the teacher, > 0.
-        chunk_bytes: bound on one tensor of logits; at least one image is taken.
+        chunk_bytes: bound on one tensor of logits (the teacher's: at least those of one
+            image); None takes 16 MiB on CPU and 256 MiB elsewhere.
 
     Raises:
         ValueError: shapes disagree.
     """
-    images, rows, width = student.shape
-    queries = teacher.shape[1]
-    expected = (rows, queries) if weights.ndim == 2 else (rows,)
+    v_s, v_t = student_layer.weight_v, teacher_layer.weight_v
     if (
-        tuple(weights.shape) != expected
-        or (weights.ndim == 1 and rows != queries)
-        or teacher.shape != (images, queries, width)
-        or student_weight.shape != teacher_weight.shape
-        or center.shape != teacher_weight.shape[:1]
+        len(student) != len(pairs.weight)
+        or len(student) != sum(pairs.rows)
+        or len(teacher) != sum(pairs.queries)
+        or teacher.shape[1:] != student.shape[1:]
+        or v_s.shape != v_t.shape
+        or center.shape != v_t.shape[:1]
     ):
         raise ValueError(
             f'distillation_loss: shapes disagree: student {tuple(student.shape)}, '
-            f'teacher {tuple(teacher.shape)}, weights {tuple(weights.shape)}, last '
-            f'layers {tuple(student_weight.shape)} and {tuple(teacher_weight.shape)}, '
-            f'centre {tuple(center.shape)}'
+            f'teacher {tuple(teacher.shape)}, pairs {tuple(pairs.weight.shape)} of '
+            f'{sum(pairs.rows)} and {sum(pairs.queries)} rows, last layers '
+            f'{tuple(v_s.shape)} and {tuple(v_t.shape)}, centre {tuple(center.shape)}'
         )
+    if chunk_bytes is None:
+        on_cpu = student.device.type == 'cpu'
+        chunk_bytes = CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
     dtype = torch.promote_types(student.dtype, torch.float32)
-    row_bytes = max(rows, queries) * student_weight.shape[0] * dtype.itemsize
+    max_rows = max(1, chunk_bytes // (v_s.shape[0] * dtype.itemsize))
     with torch.autocast(student.device.type, enabled=False):
         loss, entropy = _ChunkedCrossEntropy.apply(
             student.to(dtype),
-            student_weight.to(dtype),
+            v_s.to(dtype),
+            student_layer.weight_g.to(dtype),
             teacher.detach().to(dtype),
-            teacher_weight.detach().to(dtype),
+            v_t.detach().to(dtype),
+            teacher_layer.weight_g.detach().to(dtype),
             center.to(dtype),
-            weights.to(dtype),
+            pairs,
             student_temp,
             teacher_temp,
-            max(1, chunk_bytes // row_bytes),
+            max_rows,
         )
-        kl = loss.detach() / weights.sum() - entropy
+        # mean over pairs; without any pair all three are zero
+        mass = pairs.weight.sum().clamp_min(torch.finfo(pairs.weight.dtype).tiny)
+        entropy = entropy / mass
+        kl = loss.detach() / mass - entropy
     return Distillation(loss, entropy, kl)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Loss and both gradients in one pass over chunks of images.
+    """Loss and all gradients in one pass over chunks of rows.
 
-    For a scalar loss the gradient of the logits, ``(n_r P_s - sum_q w P_t) / tau_s``
-    with ``n_r = sum_q w[r,q]``, needs nothing of what comes later but a factor; it is
+    With ``mixed[r] = sum_t w[r,t] P_t[index[r,t]]`` the loss is ``-<mixed, log P_s>``.
+    For a scalar loss the gradient of the logits, ``(n_r P_s - mixed) / tau_s`` with
+    ``n_r = sum_t w[r,t]``, needs nothing of what comes later but a factor; it is
     therefore taken while the chunk's probabilities are at hand.
+
+    Logits are ``s_k <v_k, u>`` with ``s = g / |v|``. With ``A = grad^T u`` the gradient
+    of row ``k`` is ``<A_k, v_k> / |v_k|`` for ``g`` and, its part along ``v`` removed,
+    ``s_k (A_k - <A_k, v_k> v_k / |v_k|^2)`` for ``v``.
     """
 
     @staticmethod
     def forward(
         ctx,
         student: Tensor,
-        student_weight: Tensor,
+        v_s: Tensor,
+        g_s: Tensor,
         teacher: Tensor,
-        teacher_weight: Tensor,
+        v_t: Tensor,
+        g_t: Tensor,
         center: Tensor,
-        weights: Tensor,
+        pairs: Pairs,
         student_temp: float,
         teacher_temp: float,
-        images_per_chunk: int,
+        max_rows: int,
     ) -> tuple[Tensor, Tensor]:
-        need_rows, need_weight = ctx.needs_input_grad[:2]
-        images = student.shape[0]
-        mass = weights.sum(1) if weights.ndim == 2 else weights  # n_r, (R,)
-        query_mass = weights.sum(0) if weights.ndim == 2 else weights  # (Q,)
+        need_rows, need_v, need_g = ctx.needs_input_grad[:3]
+        weight, index = pairs.weight.to(student.dtype), pairs.index
+        mass = weight.sum(1)  # n_r
+        query_mass = mass
+        if index is not None:
+            query_mass = weight.new_zeros(len(teacher))
+            query_mass.index_add_(0, index.flatten(), weight.flatten())
+        norm = v_s.norm(dim=1).clamp_min(1e-12)
+        scale = g_s.squeeze(1) / norm / student_temp
+        norm_t = v_t.norm(dim=1).clamp_min(1e-12)
+        scale_t = g_t.squeeze(1) / norm_t / teacher_temp
         shift = -center / teacher_temp
         loss = student.new_zeros(())
         entropy = student.new_zeros(())
-        grad_rows = torch.empty_like(student) if need_rows else None
-        grad_weight = torch.zeros_like(student_weight) if need_weight else None
+        grad_rows = torch.zeros_like(student) if need_rows else None
+        along_rows = torch.zeros_like(v_s) if need_v or need_g else None  # A
 
-        for start in range(0, images, images_per_chunk):
-            part = slice(start, start + images_per_chunk)
-            scaled = student[part] / student_temp  # (b, R, d)
-            log_p = _log_softmax(scaled @ student_weight.T)  # (b, R, K)
-            log_t = teacher[part] / teacher_temp @ teacher_weight.T  # (b, Q, K)
-            log_t = _log_softmax(log_t.add_(shift))
+        for rows, queries in pairs.chunks(max_rows):
+            log_t = (teacher[queries] @ v_t.T).mul_(scale_t).add_(shift)  # (q, K)
+            log_t = _log_softmax(log_t)
             target = log_t.exp()
-            entropy -= _row_dot(target, log_t) @ query_mass
+            entropy -= _row_dot(target, log_t) @ query_mass[queries]
             del log_t
-            if weights.ndim == 2:
-                loss -= (torch.bmm(log_p, target.mT).sum(0) * weights).sum()
-            else:
-                loss -= _row_dot(log_p, target) @ weights
-            if not (need_rows or need_weight):
-                continue
-            grad = log_p.exp_().mul_(mass[:, None])
-            if weights.ndim == 2:
-                pairs = weights.expand(len(target), -1, -1)
-                grad.baddbmm_(pairs, target, alpha=-1)
-            else:
-                grad.sub_(target.mul_(weights[:, None]))
-            if need_rows:
-                grad_rows[part] = grad @ student_weight
-            if need_weight:
-                grad_weight.addmm_(grad.flatten(0, 1).T, scaled.flatten(0, 1))
+            for start in range(rows.start, rows.stop, max_rows):
+                part = slice(start, min(start + max_rows, rows.stop))
+                log_p = _log_softmax((student[part] @ v_s.T).mul_(scale))  # (r, K)
+                if index is None:
+                    mixed = target[part.start - rows.start : part.stop - rows.start]
+                    mixed.mul_(weight[part])
+                else:
+                    mixed = F.embedding_bag(
+                        index[part] - queries.start,
+                        target,
+                        mode='sum',
+                        per_sample_weights=weight[part],
+                    )
+                loss -= _row_dot(log_p, mixed).sum()
+                if not (need_rows or need_v or need_g):
+                    continue
+                grad = log_p.exp_().mul_(mass[part, None]).sub_(mixed)
+                if along_rows is not None:
+                    along_rows.addmm_(grad.T, student[part])
+                if need_rows:
+                    torch.mm(grad.mul_(scale), v_s, out=grad_rows[part])
 
-        if need_rows:
-            grad_rows /= images * student_temp
-        if need_weight:
-            grad_weight /= images
-        ctx.save_for_backward(grad_rows, grad_weight)
-        entropy = entropy / (images * weights.sum())
+        grad_v = grad_g = None
+        if along_rows is not None:
+            grad_g = v_s.new_empty(len(v_s)) if need_g else None
+            _through_norm_(along_rows, v_s, norm, scale, grad_g, student_temp)
+            grad_v = along_rows if need_v else None
+            grad_g = grad_g[:, None] if need_g else None
+        ctx.grads = grad_rows, grad_v, grad_g
         ctx.mark_non_differentiable(entropy)
-        return loss / images, entropy
+        return loss, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss: Tensor, _grad_entropy: Tensor):
-        grads = [None if g is None else g * grad_loss for g in ctx.saved_tensors]
-        return *grads, None, None, None, None, None, None, None
+        if ctx.grads is None:
+            raise RuntimeError(
+                'distillation_loss: a second backward pass; compute the loss again'
+            )
+        # Scaled in place and given away: no second copy of K x d at the memory's peak.
+        grads = [g if g is None else g.mul_(grad_loss) for g in ctx.grads]
+        ctx.grads = None
+        return *grads, *[None] * 8
+
+
+def _through_norm_(
+    along: Tensor,
+    v: Tensor,
+    norm: Tensor,
+    scale: Tensor,
+    grad_g: Tensor | None,
+    temp: float,
+) -> None:
+    """Turn ``A`` into the gradient of ``v`` in place, a part of ``K`` at a time."""
+    grads = [None] * len(v.split(4096)) if grad_g is None else grad_g.split(4096)
+    parts = (tensor.split(4096) for tensor in (along, v, norm, scale))
+    for a, direction, length, s, g in zip(*parts, grads, strict=True):
+        inner = _row_dot(a, direction) / length
+        if g is not None:
+            torch.div(inner, temp, out=g)
+        a.addcmul_((inner / length)[:, None], direction, value=-1).mul_(s[:, None])
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -178,5 +338,5 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """``sum_k a[b, r, k] b[b, r, k]`` summed over images, ``(R,)``, without a copy."""
-    return torch.einsum('brk,brk->br', a, b).sum(0)
+    """``sum_k a[r, k] b[r, k]``, ``(r,)``, without a copy."""
+    return torch.einsum('rk,rk->r', a, b)

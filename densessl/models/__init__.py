@@ -3,14 +3,20 @@
 from . import backbones, heads, necks
 from .algorithms import NonFiniteLossError, SelfDistillation
 from .features import Tokens, ViewFeatures
+from .matchers import GeometricMatcher, Matcher, Matches, SimilarityMatcher, ViewTokens
 from .preprocessor import ViewPreprocessor
 
 __all__ = [
+    'GeometricMatcher',
+    'Matcher',
+    'Matches',
     'NonFiniteLossError',
     'SelfDistillation',
+    'SimilarityMatcher',
     'Tokens',
     'ViewFeatures',
     'ViewPreprocessor',
+    'ViewTokens',
     'backbones',
     'heads',
     'necks',

@@ -44,3 +44,14 @@ class LeanMlp(Mlp):
     def forward(self, x: Tensor) -> Tensor:
         """See timm."""
         return gelu_linear(self.fc1(x), self.fc2)
+
+
+class LeanLayers(nn.Sequential):
+    """The same for the layers of MMCV's FFN, ``[[linear, GELU, _], linear, _]``.
+
+    Its state has the keys of the layers it is made of.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See MMCV; dropout must be 0."""
+        return gelu_linear(self[0][0](x), self[1])

@@ -67,17 +67,29 @@ class ResumeHook(Hook):
     Args:
         resume: a checkpoint of this run; ``'newest'`` finds it in the work dir.
         init_from: a ``backbone.safetensors`` whose weights start a new run.
+        add_heads: let ``resume`` take a checkpoint that lacks some of the heads.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, resume: str | None = None, init_from: str | None = None):
+    def __init__(
+        self,
+        resume: str | None = None,
+        init_from: str | None = None,
+        add_heads: bool = False,
+    ) -> None:
         if resume and init_from:
             raise DenseSSLError(
                 '--resume and --init-from exclude each other: the first goes on with a '
                 'run, the second starts a new one; give one of them'
             )
+        if add_heads and not resume:
+            raise DenseSSLError(
+                '--add-heads goes on with a run that lacks heads; name its checkpoint '
+                'by --resume STEP_PTH'
+            )
         self.resume = resume
+        self.add_heads = add_heads
         self.init_from = init_from
 
     def before_train(self, runner) -> None:
@@ -88,7 +100,7 @@ class ResumeHook(Hook):
             else:
                 path = Path(self.resume)
                 state = load_run(path)
-            restore_run(runner, state, path)
+            restore_run(runner, state, path, self.add_heads)
             runner.logger.info(f'resumed {path} after step {runner.iter}')
         elif self.init_from:
             if self.init_from.endswith('.pth'):

@@ -45,9 +45,12 @@ class SelfDistillation(BaseModel):
         backbone: config of a backbone.
         neck: config of a neck; it is given the backbone's ``embed_dims``.
         heads: configs by name; each is given ``embed_dims``. Losses are logged as
-            ``loss_<name>``.
+            ``loss_<name>``. A head that is not ``enabled`` is left out.
         teacher_momentum: share of the old teacher that stays in step 0, as the papers
             count it (0.996); MMEngine's EMA momentum is 1 minus this.
+        average_losses: divide the weighted sum of the heads' losses by the sum of their
+            weights, as EsViT and GLSD do, so that one head more or less does not change
+            the scale.
         accumulate: parts a batch is split into; each goes forward and backward on its
             own, and one step follows. Results equal those of the whole batch.
         data_preprocessor: config of the preprocessor.
@@ -60,6 +63,7 @@ class SelfDistillation(BaseModel):
         heads: dict[str, dict],
         *,
         teacher_momentum: float = 0.996,
+        average_losses: bool = False,
         accumulate: int = 1,
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -76,9 +80,8 @@ class SelfDistillation(BaseModel):
                 f'SelfDistillation: accumulate={accumulate}; give the number of parts '
                 'a batch is split into, 1 or more'
             )
-        if not heads:
-            raise DenseSSLError('SelfDistillation: no heads; name at least one')
         self.teacher_momentum = teacher_momentum
+        self.average_losses = average_losses
         self.accumulate = accumulate
         self.progress = Progress(0, 1, 1)
         self.monitored: dict[str, Tensor] = {}
@@ -86,9 +89,14 @@ class SelfDistillation(BaseModel):
         self.backbone = MODELS.build(backbone)
         width = dict(embed_dims=self.backbone.embed_dims)
         self.neck = MODELS.build(neck, default_args=width)
+        built = {
+            name: MODELS.build(cfg, default_args=width) for name, cfg in heads.items()
+        }
         self.heads = nn.ModuleDict(
-            {name: MODELS.build(cfg, default_args=width) for name, cfg in heads.items()}
+            {n: head for n, head in built.items() if head.enabled}
         )
+        if not self.heads:
+            raise DenseSSLError('SelfDistillation: no heads; name at least one')
         self.projectors = nn.ModuleDict(
             {name: head.build_projector() for name, head in self.heads.items()}
         )
@@ -132,6 +140,8 @@ class SelfDistillation(BaseModel):
             log[f'loss_{name}'] = terms.pop('loss').detach()
             log.update({f'{name}/{key}': value for key, value in terms.items()})
             self.monitored[name] = head.monitored_features(teacher)
+        if self.average_losses:
+            total = total / sum(head.loss_weight for head in self.heads.values())
         return {'loss': total, **log}
 
     def train_step(
@@ -151,8 +161,9 @@ class SelfDistillation(BaseModel):
             NonFiniteLossError: a term is NaN or infinite; no weight has changed.
         """
         forward = forward or self
-        for head in self.heads.values():
-            head.start_step(self.progress)
+        for part in (self.backbone, self.teacher.backbone, *self.heads.values()):
+            if hasattr(part, 'start_step'):
+                part.start_step(self.progress)
         data = self.data_preprocessor(data, True)
         parts = list(self._split(data))
         log: dict[str, Tensor] = {}

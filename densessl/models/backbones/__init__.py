@@ -1,7 +1,16 @@
 """Backbones: images in, :class:`densessl.models.features.Tokens` out."""
 
+from .cvt import CvT
 from .swin import SwinTransformer
 from .timm_backbone import TimmBackbone
+from .vil import VisionLongformer
 from .vision_transformer import VisionTransformer, resize_pos_embed
 
-__all__ = ['SwinTransformer', 'TimmBackbone', 'VisionTransformer', 'resize_pos_embed']
+__all__ = [
+    'CvT',
+    'SwinTransformer',
+    'TimmBackbone',
+    'VisionLongformer',
+    'VisionTransformer',
+    'resize_pos_embed',
+]

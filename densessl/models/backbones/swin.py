@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
 from densessl.models.features import Tokens
+from densessl.models.mlp import LeanLayers
 from densessl.registry import MODELS
 
 from .vision_transformer import init_linear
@@ -34,6 +35,10 @@ class SwinTransformer(BaseModule):
         window_size: one for all stages, or one a stage.
         in_channels: channels of the input.
         init_cfg: MMEngine's initialisation, for use in downstream packages.
+
+    Raises:
+        DenseSSLError: unknown architecture, another number of windows than stages, a
+            window larger than its stage's map at ``img_size``.
     """
 
     patch_size = 4
@@ -55,21 +60,25 @@ class SwinTransformer(BaseModule):
                 f'SwinTransformer: unknown arch {arch!r}; choose from '
                 f'{", ".join(known)}, or give a dict of embed_dims, depths, num_heads'
             )
-        windows = [window_size] * 4 if isinstance(window_size, int) else window_size
+        stages = 4 if isinstance(arch, str) else len(arch['depths'])
+        maps = [-(-img_size // (self.patch_size * 2**stage)) for stage in range(stages)]
+        windows = _windows(window_size, maps, img_size)
         unshifted = dict(block_cfgs=dict(attn_cfgs=dict(shift_size=0)))
         self.model = MMSwinTransformer(
             arch=arch,
             stage_cfgs=[
-                unshifted if img_size // (4 * 2**stage) <= window else {}
-                for stage, window in enumerate(windows)
+                dict(window_size=window, **(unshifted if side <= window else {}))
+                for side, window in zip(maps, windows, strict=True)
             ],
             img_size=img_size,
             in_channels=in_channels,
             drop_path_rate=drop_path_rate,
-            window_size=window_size,
             pad_small_map=True,
-            out_indices=(3,),
+            out_indices=(stages - 1,),
         )
+        for stage in self.model.stages:
+            for block in stage.blocks:
+                block.ffn.layers = LeanLayers(*block.ffn.layers)
         self.model.apply(init_linear)
         for name, parameter in self.model.named_parameters():
             if name.endswith('relative_position_bias_table'):
@@ -77,6 +86,28 @@ class SwinTransformer(BaseModule):
         self.embed_dims = self.model.num_features[-1]
 
     def forward(self, images: Tensor) -> Tokens:
-        """Tokens of ``images`` ``(B, C, H, W)``; the grid is ``H / 32, W / 32``."""
+        """Tokens of ``images`` ``(B, C, H, W)``; 4 stages: ``H / 32, W / 32``."""
         (features,) = self.model(images)
         return Tokens(features.flatten(2).mT, tuple(features.shape[2:]))
+
+
+def _windows(window_size: int | list[int], maps: list[int], img_size: int) -> list[int]:
+    """A window for each stage, given the side of its map at ``img_size``."""
+    if isinstance(window_size, int):
+        windows = [window_size] * len(maps)
+    else:
+        windows = list(window_size)
+    if len(windows) != len(maps):
+        raise DenseSSLError(
+            f'SwinTransformer: window_size={windows} for {len(maps)} stages; give one '
+            'number, or one a stage'
+        )
+    for stage, (window, side) in enumerate(zip(windows, maps, strict=True), 1):
+        if window > side:
+            fitting = [min(pair) for pair in zip(windows, maps, strict=True)]
+            raise DenseSSLError(
+                f'SwinTransformer: stage {stage} has a window of {window} on a '
+                f'{side} x {side} map at img_size={img_size}; give '
+                f'window_size={fitting}'
+            )
+    return windows

@@ -2,6 +2,7 @@
 
 from .base import DistillationHead, Head
 from .projector import DINOProjector
+from .region_head import RegionHead
 from .selfpatch_head import SelfPatchHead
 from .view_head import ViewHead, pair_weights
 
@@ -9,6 +10,7 @@ __all__ = [
     'DINOProjector',
     'DistillationHead',
     'Head',
+    'RegionHead',
     'SelfPatchHead',
     'ViewHead',
     'pair_weights',

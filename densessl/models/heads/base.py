@@ -7,11 +7,13 @@ from mmengine import dist
 from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
-from densessl.losses import Distillation, distillation_loss
+from densessl.losses import Distillation, Pairs, distillation_loss
 from densessl.models.features import ViewFeatures
 from densessl.schedules import Progress, Temperature
 
 from .projector import DINOProjector
+
+_MONITORED = 2048  # tokens the health hook gets a step
 
 
 class Head(nn.Module):
@@ -23,12 +25,14 @@ class Head(nn.Module):
     holds an averaged copy.
 
     Attributes:
+        enabled: whether the head takes part; the algorithm leaves others out.
         teacher_roles: roles of the views the teacher must see, None for all.
         loss_weight: factor of the head's loss in the total.
         freeze_last_layer_epochs: epochs in which the projector's last layer gets no
             gradient.
     """
 
+    enabled: bool = True
     teacher_roles: tuple[str, ...] | None = None
     loss_weight: float = 1.0
     freeze_last_layer_epochs: float = 0
@@ -132,19 +136,23 @@ class DistillationHead(Head):
         student_projector: DINOProjector,
         teacher: Tensor,
         teacher_projector: DINOProjector,
-        weights: Tensor,
+        pairs: Pairs,
         centered: Tensor | None = None,
+        used: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Loss and monitors of ``(B, R, D)`` against ``(B, Q, D)`` features.
+        """Loss and monitors of student rows against teacher rows.
 
         Args:
-            student: features before the projector.
+            student: ``(..., D)`` features before the projector, image by image; the
+                rows of ``pairs``.
             student_projector: the student's.
-            teacher: features before the projector.
+            teacher: ``(..., D)`` features before the projector, image by image.
             teacher_projector: the teacher's.
-            weights: see :func:`densessl.losses.distillation_loss`.
+            pairs: see :class:`densessl.losses.Pairs`.
             centered: ``(..., D)`` teacher features whose mean moves the centre; by
                 default those of ``teacher``.
+            used: ``(...)`` bool, the rows of ``teacher`` that ``pairs`` is about; None
+                for all.
         """
         with torch.no_grad():
             teacher_rows = teacher_projector.embed(teacher)
@@ -154,13 +162,16 @@ class DistillationHead(Head):
             if self.training:
                 rows = rows.flatten(0, -2)
                 self._seen.append((rows.sum(0), len(rows), teacher_projector))
+            teacher_rows = (
+                teacher_rows.flatten(0, -2) if used is None else teacher_rows[used]
+            )
         result: Distillation = distillation_loss(
-            student_projector.embed(student),
-            student_projector.weight,
+            student_projector.embed(student).flatten(0, -2),
+            student_projector.last_layer,
             teacher_rows,
-            teacher_projector.weight,
+            teacher_projector.last_layer,
             self.center,
-            weights,
+            pairs,
             student_temp=self.student_temp,
             teacher_temp=self.teacher_temp,
         )
@@ -179,6 +190,12 @@ class DistillationHead(Head):
         sums, counts, projectors = zip(*self._seen, strict=True)
         total = torch.cat([sum(sums), sums[0].new_tensor([sum(counts)])])
         dist.all_reduce(total, 'sum')
-        mean_logits = projectors[0].weight.float() @ (total[:-1] / total[-1]).float()
+        mean_logits = projectors[0].last_layer((total[:-1] / total[-1]).float())
         self.center.lerp_(mean_logits, 1 - self.center_momentum)
         self._seen = []
+
+
+def thin(tokens: Tensor) -> Tensor:
+    """At most about 2048 of ``(..., D)`` tokens, evenly spaced, ``(n, D)``."""
+    tokens = tokens.flatten(0, -2)
+    return tokens[:: max(1, len(tokens) // _MONITORED)]

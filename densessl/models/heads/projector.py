@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from densessl.models.backbones.vision_transformer import init_linear
 from densessl.models.mlp import gelu_linear
@@ -15,7 +14,7 @@ class DINOProjector(nn.Module):
     """``D -> hidden -> GELU -> hidden -> GELU -> bottleneck -> L2 -> K`` logits.
 
     The loss takes the two halves apart: ``embed`` gives the unit-length bottleneck and
-    ``weight`` the last layer, so that logits can be made in chunks (DINO,
+    ``last_layer`` the prototypes, so that logits can be made in chunks (DINO,
     arXiv:2104.14294, App. C).
 
     Args:
@@ -46,11 +45,6 @@ class DINOProjector(nn.Module):
         self.last_layer = PrototypeLayer(bottleneck_dims, out_dims, norm_last_layer)
         self.mlp.apply(init_linear)
 
-    @property
-    def weight(self) -> Tensor:
-        """Weight of the last layer, ``(K, bottleneck)``."""
-        return self.last_layer.weight
-
     def embed(self, x: Tensor) -> Tensor:
         """Unit-length bottleneck of ``(..., D)``, float32 or wider."""
         first, _, second, _, last = self.mlp  # keys of an nn.Sequential
@@ -59,11 +53,14 @@ class DINOProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(..., K)``."""
-        return F.linear(self.embed(x), self.weight)
+        return self.last_layer(self.embed(x))
 
 
 class PrototypeLayer(nn.Module):
-    """Weight of a weight-normalised linear layer without bias: ``g v / |v|``.
+    """A weight-normalised linear layer without bias: ``W = g v / |v|``, row by row.
+
+    ``W`` itself is never made: at K = 65536 it is 64 MiB a branch and head. Lengths go
+    onto the logits instead.
 
     Args:
         in_dims: width of the input.
@@ -77,33 +74,7 @@ class PrototypeLayer(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_dims, 1), not unit_norm)
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # torch's own for a Linear
 
-    @property
-    def weight(self) -> Tensor:
-        """``(K, in_dims)``."""
-        unit = _UnitRows.apply(self.weight_v)
-        return unit * self.weight_g if self.weight_g.requires_grad else unit
-
-
-class _UnitRows(torch.autograd.Function):
-    """``F.normalize(v, dim=1)`` whose backward goes over ``K`` in parts.
-
-    At K = 65536 each tensor of the size of ``v`` is 64 MiB, and the plain backward
-    makes several of them just when all activations are still alive.
-    """
-
-    @staticmethod
-    def forward(ctx, v: Tensor) -> Tensor:
-        norm = v.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        ctx.save_for_backward(v, norm)
-        return v / norm
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        out = torch.empty_like(grad)
-        parts = (tensor.split(4096) for tensor in (grad, *ctx.saved_tensors, out))
-        for g, v, norm, target in zip(*parts, strict=True):
-            unit = v / norm
-            along = (g * unit).sum(1, keepdim=True)
-            torch.div(g - along * unit, norm, out=target)
-        return out
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(..., K)``."""
+        scale = self.weight_g / self.weight_v.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return F.linear(x, self.weight_v) * scale.squeeze(1)

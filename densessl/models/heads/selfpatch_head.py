@@ -7,13 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from densessl.losses import Pairs
 from densessl.matching import check_neighbourhood, top_k_neighbours
 from densessl.models.features import ViewFeatures
 from densessl.registry import MODELS
 
-from .base import DistillationHead
-
-_MONITORED = 2048  # tokens the health hook gets a step
+from .base import DistillationHead, thin
 
 
 @MODELS.register_module()
@@ -71,7 +70,7 @@ class SelfPatchHead(DistillationHead):
             student.projectors[name],
             torch.cat(targets, 1),
             teacher.projectors[name],
-            torch.cat(weights),
+            Pairs.aligned(torch.cat(weights), student.pooled.shape[1]),
         )
 
     def summarize(self, teacher: ViewFeatures, role: str) -> Tensor:
@@ -84,8 +83,7 @@ class SelfPatchHead(DistillationHead):
 
     def monitored_features(self, teacher: ViewFeatures) -> Tensor:
         """Patch tokens of the first role, evenly thinned to a few thousand."""
-        tokens = next(iter(teacher.tokens.values())).flatten(0, 2)
-        return tokens[:: max(1, len(tokens) // _MONITORED)]
+        return thin(next(iter(teacher.tokens.values())))
 
 
 def _by_image(tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from densessl.losses import Pairs
 from densessl.models.features import ViewFeatures
 from densessl.registry import MODELS
 
@@ -48,13 +49,13 @@ class ViewHead(DistillationHead):
     ) -> dict[str, Tensor]:
         """See :meth:`Head.loss`."""
         targets = len(teacher.tokens[self.target_role])
-        views = len(student.pooled)
+        weights = pair_weights(len(student.pooled), targets, student.pooled.device)
         return self.distill(
             student.pooled.transpose(0, 1),
             student.projectors[name],
             teacher.pooled[:targets].transpose(0, 1),
             teacher.projectors[name],
-            pair_weights(views, targets, student.pooled.device),
+            Pairs.shared(weights, student.pooled.shape[1]),
             teacher.pooled if self.center_views == 'all' else None,
         )
 

@@ -49,6 +49,20 @@ def model_config(**options) -> dict:
     )
 
 
+def region_config(matching='geometric', **options) -> dict:
+    """The same network with a view and a region head."""
+    projector = dict(hidden_dims=48, bottleneck_dims=16, norm_last_layer=False)
+    head = dict(out_dims=40, projector=projector)
+    heads = dict(
+        view=dict(type='ViewHead', **head),
+        region=dict(type='RegionHead', matching=matching, **head),
+    )
+    return (
+        dict(heads=heads, neck=dict(type='AveragePoolNeck'), average_losses=True)
+        | options
+    )
+
+
 def build_model(seed: int = 0, **options):
     torch.manual_seed(seed)
     return MODELS.build(model_config(**options))

@@ -4,7 +4,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, build_model, model_config, optim_wrapper, views
+from conftest import (
+    ROOT,
+    build_model,
+    model_config,
+    optim_wrapper,
+    region_config,
+    views,
+)
 from mmengine.config import Config
 
 from densessl.benchmark import main as command
@@ -36,18 +43,8 @@ def test_plain_and_fast_steps_agree(border):
 @pytest.mark.parametrize('matching', ['similarity', 'geometric'])
 @pytest.mark.parametrize('average', [True, False])
 def test_plain_and_fast_steps_agree_on_regions(matching, average):
-    heads = dict(view=model_config()['heads']['view'])
-    heads['view'].update(center_views='target', loss_weight=0.7)
-    heads['region'] = dict(
-        type='RegionHead',
-        matching=matching,
-        out_dims=40,
-        teacher_temp=0.05,
-        projector=dict(hidden_dims=48, bottleneck_dims=16, norm_last_layer=False),
-    )
-    options = dict(
-        heads=heads, neck=dict(type='AveragePoolNeck'), average_losses=average
-    )
+    options = region_config(matching, average_losses=average)
+    options['heads']['view'].update(loss_weight=0.7)
     fast, plain = (build_model(**options) for _ in range(2))
     wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
     reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)

@@ -39,10 +39,14 @@ SWITCH = re.compile(
 OUT_DIMS = 16
 TOY_BACKBONES = dict(
     VisionTransformer=dict(arch=dict(embed_dims=32, depth=1, num_heads=2)),
-    SwinTransformer=dict(
-        arch=dict(embed_dims=8, depths=[2] * 4, num_heads=[1, 2, 4, 8])
-    ),
     TimmBackbone=dict(name='resnet10t'),
+    CvT=dict(
+        arch=dict(embed_dims=[8] * 4, depths=[1] * 4, num_heads=[1] * 4),
+    ),
+    VisionLongformer=dict(
+        arch=dict(embed_dims=[8] * 4, depths=[1] * 4, num_heads=[1] * 4),
+        num_heads=None,
+    ),
 )
 
 
@@ -66,7 +70,13 @@ def switches() -> list[str]:
 
 def toy_model(cfg: Config):
     """The config's model, few channels wide and one block deep."""
-    cfg.model.backbone.update(TOY_BACKBONES[cfg.model.backbone.type])
+    backbone = cfg.model.backbone
+    backbone.update(TOY_BACKBONES.get(backbone.type, {}))
+    if backbone.type == 'SwinTransformer':  # one or several windows, a stage each
+        windows = backbone.get('window_size')
+        stages = len(windows) if isinstance(windows, list) else 4
+        heads = [2**i for i in range(stages)]
+        backbone.arch = dict(embed_dims=8, depths=[2] * stages, num_heads=heads)
     cfg.model.neck.pop('num_heads', None)
     for head in cfg.model.heads.values():
         head.out_dims = OUT_DIMS
@@ -93,7 +103,9 @@ def test_config_gives_a_loss_on_its_own_views(path, monkeypatch):
     model = toy_model(cfg)
     out = model(**model.data_preprocessor(toy_views(cfg)))
     assert {key for key in out if key.startswith('loss_')} == {
-        f'loss_{name}' for name in cfg.model.heads
+        f'loss_{name}'
+        for name, head in cfg.model.heads.items()
+        if head.get('matching', '') is not None
     }
     total = 0.0
     for name, head in model.heads.items():
@@ -101,6 +113,8 @@ def test_config_gives_a_loss_on_its_own_views(path, monkeypatch):
         most = math.log(OUT_DIMS) + 2 / head.student_temp
         assert 0 < out[f'loss_{name}'] < most
         total = total + head.loss_weight * out[f'loss_{name}']
+    if cfg.model.get('average_losses'):
+        total = total / sum(head.loss_weight for head in model.heads.values())
     torch.testing.assert_close(out['loss'], total)
 
 

@@ -1,6 +1,6 @@
 """EsViT (arXiv:2106.09785), Swin-T/7, ImageNet-1K, 300 epochs, 8 x 64 images.
 
-Not yet run here.
+View and region task from the first epoch. Not yet run here.
 """
 
 _base_ = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, build_model, optim_wrapper, views
+from conftest import ROOT, build_model, optim_wrapper, region_config, views
 
 from densessl.engine.distributed import DistributedDataParallel
 from densessl.schedules import Progress
@@ -33,32 +33,43 @@ def run_steps(model, forward, part, accumulate=1):
         model.progress = Progress(i + 4, 20, 4)
         data = views(batch=8, seed=i)
         data['inputs'] = {role: x[part] for role, x in data['inputs'].items()}
+        data['geometry'] = data['geometry'][part]
         logs.append(model.train_step(data, wrapper, forward=forward))
     return logs, grads, copy.deepcopy(model.state_dict())
 
 
-def worker(rank, folder, accumulate):
+def worker(rank, folder, options):
     os.environ.update(
         RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1'
     )
     torch.set_num_threads(1)
     store = f'file://{folder}/store'
     torch.distributed.init_process_group('gloo', store, rank=rank, world_size=2)
-    model = build_model(accumulate=accumulate)
+    model = build_model(**options)
     ddp = DistributedDataParallel(model, device_ids=None, broadcast_buffers=False)
     part = slice(4 * rank, 4 * rank + 4)
     torch.save(run_steps(model, ddp, part), f'{folder}/rank_{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_two_processes_equal_one(tmp_path, accumulate):
-    torch.multiprocessing.spawn(worker, (str(tmp_path), accumulate), nprocs=2)
-    model = build_model()
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(accumulate=1),
+        dict(accumulate=2),
+        region_config('geometric', accumulate=2),
+        region_config('similarity'),
+    ],
+    ids=['selfpatch', 'selfpatch-parts', 'geometric-parts', 'similarity'],
+)
+def test_two_processes_equal_one(tmp_path, options):
+    torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
+    model = build_model(**options | dict(accumulate=1))
     logs, grads, state = run_steps(model, model, slice(None))
     ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
+    (dense,) = set(model.heads) - {'view'}
     for step in range(STEPS):
-        for key in ('loss', 'loss_view', 'loss_selfpatch', 'view/center_norm'):
+        for key in ('loss', 'loss_view', f'loss_{dense}', f'{dense}/center_norm'):
             mean = sum(rank[0][step][key] for rank in ranks) / 2
             torch.testing.assert_close(mean, logs[step][key], rtol=1e-5, atol=1e-6)
     for rank in ranks:

@@ -1,0 +1,5 @@
+"""EsViT, Swin-T/7, ImageNet-22K, 30 epochs, 8 x 64 images. Not yet run here."""
+
+_base_ = ['esvit_swin-t-w7.py']
+train_dataloader = dict(dataset=dict(data_root='data/imagenet22k'))
+train_cfg = dict(max_epochs=30)

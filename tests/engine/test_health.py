@@ -44,9 +44,13 @@ class Log:
         pass
 
 
-def look(hook, features, entropy, waiting=0.0, looks=1):
-    """Warnings after some looks at a model with one head of K = 100."""
-    head = SimpleNamespace(center=torch.zeros(100))
+def look(hook, features, entropy, waiting=0.0, looks=1, matched=40.0, by_place=False):
+    """Warnings after some looks at a model with one head of K = 100, 49 tokens."""
+    head = SimpleNamespace(
+        center=torch.zeros(100),
+        matcher=SimpleNamespace(needs_geometry=by_place),
+        target_tokens=49,
+    )
     scalars = {
         f'train/{name}': SimpleNamespace(mean=lambda window, value=value: value)
         for name, value in (('time', 1.0), ('data_time', waiting))
@@ -66,6 +70,7 @@ def look(hook, features, entropy, waiting=0.0, looks=1):
     )
     for _ in range(looks):
         outputs = {'loss': 1.0, 'view/teacher_entropy': entropy, 'view/kl': 0.1}
+        outputs['view/match_perplexity'] = matched
         hook.after_train_iter(runner, 0, outputs=outputs)
         assert outputs == {'loss': 1.0}  # monitors are not logged as losses
     return runner.logger.warnings, added[-1]
@@ -93,3 +98,21 @@ def test_sick_runs_are_told_once_with_a_remedy(features, entropy, waiting, words
     assert look(hook, features, entropy, waiting, looks=2)[0] == []
     (warning,) = look(hook, features, entropy, waiting, looks=4)[0]
     assert words in warning and ('lower' in warning or 'raise' in warning)
+
+
+@pytest.mark.parametrize(
+    ('matched', 'by_place', 'warned'),
+    [(4.8, False, True), (5.0, False, False), (4.8, True, False)],
+)
+def test_collapse_of_the_matching(matched, by_place, warned):
+    torch.manual_seed(0)
+    hook = HealthHook(interval=1, patience=2)
+    features = torch.randn(50, 8)
+    warnings, values = look(
+        hook, features, 2.0, looks=5, matched=matched, by_place=by_place
+    )
+    assert values['view/match_perplexity'] == matched
+    assert len(warnings) == warned  # once, not at each look
+    if warned:
+        assert "head 'view' collapses: student tokens match 4.8 of 49" in warnings[0]
+        assert "matching='geometric'" in warnings[0]

@@ -9,7 +9,7 @@ from conftest import build_model, optim_wrapper, region_config, views
 
 from densessl.errors import DenseSSLError
 from densessl.geometry import ViewGeometry
-from densessl.models import ViewFeatures
+from densessl.models import ViewFeatures, ViewTokens
 from densessl.models.heads import RegionHead
 from densessl.models.necks import AveragePoolNeck
 from densessl.registry import MODELS
@@ -147,6 +147,52 @@ def test_match_distance_is_in_teacher_tokens():
     assert got['overlap'] == 1 and math.isclose(
         got['match_perplexity'], 1, rel_tol=1e-6
     )
+
+
+def test_locality_is_one_by_place_and_zero_by_chance():
+    places = geometry(
+        [(0, 0, 40, 40), (10, 5, 40, 40), (5, 0, 30, 20)], [False, True, False]
+    )
+    head, student, teacher = setting('similarity')
+    views = [
+        ViewTokens(tokens.transpose(0, 1), GRIDS[role], places[:, part])
+        for (role, tokens), part in zip(
+            student.tokens.items(), (slice(0, 2), slice(2, 3)), strict=True
+        )
+    ]
+    target = ViewTokens(teacher.tokens['global'].transpose(0, 1), (2, 2), places[:, :2])
+    index, _, monitors = head.match(views, target)
+
+    def square(b, i, m, n):  # in teacher tokens of 20 x 20
+        ours = torch.cat(
+            [v.geometry[b].token_centers(v.grid).flatten(0, 1) for v in views]
+        )
+        theirs = target.geometry[b, i].token_centers((2, 2))
+        return float(((ours[m] - theirs[n]) / 20).square().sum())
+
+    matched, chance = 0.0, 0.0
+    for b in range(2):
+        for i, (boxes, rows) in enumerate(
+            (((0, 40, 0, 40), range(4, 10)), ((10, 50, 5, 45), [*range(4), 8, 9]))
+        ):
+            left, right, top, bottom = boxes
+            points = torch.cat(
+                [v.geometry[b].token_centers(v.grid).flatten(0, 1) for v in views]
+            )
+            for m in rows:
+                x, y = points[m].tolist()
+                if not (left <= x < right and top <= y < bottom):
+                    continue
+                matched += square(b, i, m, int(index[b, m, i]) % 4)
+                groups = (range(4, 8), (8, 9)) if i == 0 else (range(4), (8, 9))
+                group = groups[0] if m in groups[0] else groups[1]
+                others = [int(index[b, k, i]) % 4 for k in group]
+                chance += sum(square(b, i, m, n) for n in others) / len(others)
+    assert math.isclose(monitors['match_locality'], 1 - matched / chance, rel_tol=1e-6)
+
+    by_place, student, teacher = setting('geometric')
+    _, _, monitors = by_place.match([target], target)
+    assert monitors['match_locality'] > 0.7
 
 
 def test_views_apart_cost_nothing_and_give_finite_gradients():

@@ -47,8 +47,9 @@ class HealthHook(Hook):
     """Logs what tells a healthy run from a sick one, and warns when it turns.
 
     Per head, under ``<head>/``: ``teacher_entropy`` and ``kl`` in nats,
-    ``center_norm``, ``feature_std`` and ``effective_rank`` of the teacher's features;
-    and ``data_wait``, the share of time spent waiting for data. They go to
+    ``center_norm``, ``feature_std`` and ``effective_rank`` of the teacher's features,
+    and what the head adds (see :class:`densessl.models.heads.RegionHead`); and
+    ``data_wait``, the share of time spent waiting for data. They go to
     ``scalars.json`` (and other visualisation backends), not to the console.
 
     Args:
@@ -57,6 +58,8 @@ class HealthHook(Hook):
         min_feature_std: a lower spread counts as collapsed.
         max_entropy_share: more teacher entropy, as a share of ``log K``, counts as
             uniform.
+        min_match_share: a smaller share of matched teacher tokens counts as a collapse
+            of the matching.
         max_data_wait: a greater share of waiting gives a hint.
     """
 
@@ -69,12 +72,14 @@ class HealthHook(Hook):
         *,
         min_feature_std: float = 0.02,
         max_entropy_share: float = 0.995,
+        min_match_share: float = 0.1,
         max_data_wait: float = 0.3,
     ) -> None:
         self.interval = interval
         self.patience = patience
         self.min_feature_std = min_feature_std
         self.max_entropy_share = max_entropy_share
+        self.min_match_share = min_match_share
         self.max_data_wait = max_data_wait
         self._bad: dict[str, int] = {}
 
@@ -118,6 +123,17 @@ class HealthHook(Hook):
             'nearly the same for every input; lower the learning rate or teacher_temp, '
             'lengthen the warm-up, or raise teacher_momentum or the batch size',
         )
+        matched = values.get(f'{name}/match_perplexity')
+        if matched is not None and not head.matcher.needs_geometry:
+            self._count(
+                runner,
+                f'{name}/matches',
+                matched < self.min_match_share * head.target_tokens,
+                f'the matching of head {name!r} collapses: student tokens match '
+                f'{matched:.1f} of {head.target_tokens} teacher tokens; match by place '
+                "(matching='geometric'), or begin with the view task alone and add "
+                'the head later (--add-heads)',
+            )
         entropy = values.get(f'{name}/teacher_entropy')
         if entropy is None:
             return

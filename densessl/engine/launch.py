@@ -99,6 +99,7 @@ def load_config(args: argparse.Namespace) -> Config:
             _check_overrides(cfg, args.cfg_options)
             cfg.merge_from_dict(args.cfg_options)
     except (
+        ImportError,
         LookupError,
         NameError,
         OSError,

@@ -29,7 +29,7 @@ class FeatureExtractor:
 
     Args:
         backbone: maps ``(B, 3, H, W)`` normalised images to `Tokens` and has
-            ``patch_size`` in pixels.
+            ``patch_size``, the distance of its tokens in pixels.
         mean: three RGB means in units of 0..255, as in the data preprocessor.
         std: three RGB standard deviations in the same units.
         device: where to compute; the backbone is moved there. None leaves it where
@@ -80,7 +80,7 @@ class FeatureExtractor:
 
         Args:
             images: ``(B, H, W, 3)`` or ``(B, 3, H, W)`` uint8 RGB; ``H`` and ``W`` are
-                multiples of the backbone's patch.
+                multiples of the backbone's ``patch_size``.
 
         Returns:
             Float32 tokens of the ``B`` images, on the backbone's device.

@@ -224,8 +224,6 @@ class CvT(BaseModule):
         DenseSSLError: unknown or inconsistent architecture.
     """
 
-    patch_size = 4
-
     def __init__(
         self,
         arch: str | dict = 'tiny',
@@ -238,6 +236,7 @@ class CvT(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         settings = stage_settings('CvT', arch, ARCHITECTURES)
+        self.patch_size = 4 * 2 ** (len(settings) - 1)  # between tokens, in pixels
         rates = drop_path_rates(drop_path_rate, [depth for _, depth, _ in settings])
         channels = in_channels
         stages = []

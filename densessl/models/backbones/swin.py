@@ -26,7 +26,8 @@ class SwinTransformer(BaseModule):
     Maps that the window does not divide are padded, also those smaller than the
     window, so that 96-pixel views work. A stage whose map at ``img_size`` is no larger
     than the window does not shift, as in the original Swin, whatever the view's size.
-    The tokens are the last stage's, LayerNormed.
+    The tokens are the last stage's, LayerNormed; ``patch_size`` is their distance in
+    pixels.
 
     Args:
         arch: ``'tiny' | 'small' | 'base'``, or MMPretrain's dict.
@@ -40,8 +41,6 @@ class SwinTransformer(BaseModule):
         DenseSSLError: unknown architecture, another number of windows than stages, a
             window larger than its stage's map at ``img_size``.
     """
-
-    patch_size = 4
 
     def __init__(
         self,
@@ -61,7 +60,8 @@ class SwinTransformer(BaseModule):
                 f'{", ".join(known)}, or give a dict of embed_dims, depths, num_heads'
             )
         stages = 4 if isinstance(arch, str) else len(arch['depths'])
-        maps = [-(-img_size // (self.patch_size * 2**stage)) for stage in range(stages)]
+        maps = [-(-img_size // (4 * 2**stage)) for stage in range(stages)]
+        self.patch_size = 4 * 2 ** (stages - 1)
         windows = _windows(window_size, maps, img_size)
         unshifted = dict(block_cfgs=dict(attn_cfgs=dict(shift_size=0)))
         self.model = MMSwinTransformer(

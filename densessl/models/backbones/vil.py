@@ -302,8 +302,6 @@ class VisionLongformer(BaseModule):
             share outside 0 to 1.
     """
 
-    patch_size = 4
-
     def __init__(
         self,
         arch: str | dict = 'tiny',
@@ -333,6 +331,7 @@ class VisionLongformer(BaseModule):
         self.neighbour: int | None = None
 
         settings = stage_settings('VisionLongformer', arch, ARCHITECTURES, num_heads)
+        self.patch_size = 4 * 2 ** (len(settings) - 1)  # between tokens, in pixels
         rates = drop_path_rates(drop_path_rate, [depth for _, depth, _ in settings])
         channels = in_channels
         self.stages = nn.ModuleList()
@@ -349,7 +348,7 @@ class VisionLongformer(BaseModule):
                     keep_global=has_global and j < depth - 1,
                 )
                 blocks.append(_Block(width, attention, rate))
-            patch = 2 if i else self.patch_size
+            patch = 2 if i else 4
             self.stages.append(_Stage(channels, width, patch, has_global, blocks))
             channels = width
         self.norm = nn.LayerNorm(channels, eps=1e-6)

@@ -1,0 +1,11 @@
+"""Pictures of what a network has learned.
+
+python tools/visualize.py matches CONFIG CHECKPOINT IMAGE... [--between] [--help]
+"""
+
+import sys
+
+from densessl.visualization.main import main
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -21,6 +21,7 @@ from densessl.visualization import (
     save_curves,
     save_pca,
 )
+from densessl.visualization.main import main as visualize
 
 GRID = (4, 6)
 
@@ -313,3 +314,28 @@ def test_missing_and_empty_logs_are_told_in_one_line(tmp_path):
             save_curves(path, tmp_path / 'curves.png')
         assert '\n' not in str(caught.value)
         assert path.name in str(caught.value)
+
+
+def test_a_value_of_several_runs_has_a_line_for_each(tmp_path, capsys):
+    for run, height in (('low', 1.0), ('high', 3.0)):
+        log = tmp_path / run / '20260101' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        entries = [dict(loss=height, iter=i, other=2.0) for i in range(50)]
+        log.write_text('\n'.join(map(json.dumps, entries)))
+    out = tmp_path / 'plots' / 'two.png'
+    folders = [str(tmp_path / 'low'), str(tmp_path / 'high')]
+    values = ['--values', 'loss', 'other', '--out', str(out)]
+    assert visualize(['curves', *folders, *values]) == 0
+    image = cv2.imread(str(out))
+    assert image.shape == (400, 800, 3)
+
+    def rows(colour):  # of matplotlib's first two colours, in the panel of the loss
+        near = np.abs(image[:, :400].astype(int) - colour).max(-1) < 30
+        count = near.sum(1)
+        return np.flatnonzero(count > 200)
+
+    first, second = rows((180, 119, 31)), rows((14, 127, 255))
+    assert len(first) and len(second) and second.max() < first.min()  # 3 is above 1
+
+    assert visualize(['curves', folders[0], '--values', 'los', '--out', str(out)]) == 2
+    assert "no value 'los'; it has, for example, loss" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Pictures of what a network has learned: PCA-coloured features, training curves."""
 
-from densessl.visualization.curves import read_scalars, save_curves
+from densessl.visualization.curves import read_scalars, save_comparison, save_curves
 from densessl.visualization.pca import (
     pca_colours,
     pca_image,
@@ -14,6 +14,7 @@ __all__ = [
     'pca_image',
     'principal_components',
     'read_scalars',
+    'save_comparison',
     'save_curves',
     'save_pca',
     'write_png',

@@ -1,10 +1,11 @@
-"""The training curve: losses, entropies and schedules from the log of a run."""
+"""Curves from the logs of runs: one run's own, or a value in several."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,42 @@ def save_curves(paths: Path | str | Sequence[Path | str], out_png: Path | str) -
     shares = dict(_share(*item) for item in _chosen(series, _is_schedule).items())
     _draw(schedules, 'schedules, each in its own range', shares, overlaid=True)
     schedules.set_yticks([])
+    out_png = Path(out_png)
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_png, format='png')
+
+
+def save_comparison(
+    runs: Mapping[str, Sequence[Path | str]],
+    names: Sequence[str],
+    out_png: Path | str,
+) -> None:
+    """Draw logged values of several runs, a panel of 400x400 px for each value.
+
+    Args:
+        runs: for each run's label the paths of its logs, as for `read_scalars`.
+        names: of the values, such as ``'region/match_perplexity'``.
+        out_png: the PNG; its folder is made.
+
+    Raises:
+        DenseSSLError: as `read_scalars`, or a run has not logged a value.
+    """
+    from matplotlib.figure import Figure
+
+    series = {label: read_scalars(paths) for label, paths in runs.items()}
+    for label, logged in series.items():
+        for name in names:
+            if name not in logged:
+                near = difflib.get_close_matches(name, list(logged), 3, cutoff=0)
+                raise DenseSSLError(
+                    f'training log of {label}: no value {name!r}; it has, for example, '
+                    f'{", ".join(near)}'
+                )
+    figure = Figure(figsize=(4 * len(names), 4), dpi=100, layout='constrained')
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        _draw(panel, name, {label: logged[name] for label, logged in series.items()})
+        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
     out_png = Path(out_png)
     out_png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_png, format='png')

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from mmengine.config import Config
 
 from densessl.datasets import read_image
@@ -25,6 +24,7 @@ from densessl.interop.backbone import BACKBONE_FILE, load_strictly, read_backbon
 from densessl.models.matchers import ViewTokens, build_matcher
 from densessl.registry import MODELS, TRANSFORMS
 
+from .curves import save_comparison
 from .matches import draw_matches, match_distance, stack_titled
 
 _VIEW_PX = 256
@@ -74,7 +74,28 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     matches.add_argument(
         '--lines', type=int, default=24, help='most lines of a row, spread evenly'
     )
+    curves = what.add_parser('curves', help='logged values of several runs in one PNG')
+    curves.set_defaults(draw=_curves)
+    curves.add_argument('work_dirs', nargs='+', metavar='WORK_DIR')
+    curves.add_argument(
+        '--values',
+        nargs='+',
+        default=['loss'],
+        metavar='NAME',
+        help='names in scalars.json, such as region/match_perplexity',
+    )
+    curves.add_argument('--out', default='work_dirs/curves.png', metavar='PNG')
     return parser.parse_args(argv)
+
+
+def _curves(args: argparse.Namespace) -> None:
+    """A panel for each value, a line for each run."""
+    runs = {
+        Path(folder).name: sorted(Path(folder).glob('*/vis_data/scalars.json'))
+        for folder in args.work_dirs
+    }
+    save_comparison(runs, args.values, args.out)
+    print(args.out)
 
 
 def _matches(args: argparse.Namespace) -> None:

@@ -205,7 +205,7 @@ def test_links_and_paths_lead_somewhere(page):
                 re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in heads
             ]
             assert anchor in slugs, target
-    rooms = 'benchmarks|configs|densessl|docs|tests|tools'
+    rooms = 'benchmarks|configs|densessl|docs|examples|tests|tools'
     for path in re.findall(rf'`((?:{rooms})/[\w/.-]+)`', text(page)):
         assert (ROOT / path).exists(), path
 

@@ -9,7 +9,7 @@ from densessl.engine.launch import main
 
 @pytest.fixture
 def configs(tmp_path):
-    """View-only and with regions: 3 epochs of 4 steps, a small Swin."""
+    """View task alone, and with either matching: 3 epochs of 4 steps, a small Swin."""
     text = f"""
 _base_ = ['{ROOT}/configs/quickstart/glsd_swin_demo.py']
 _small = dict(out_dims=32, projector=dict(hidden_dims=16, bottleneck_dims=8))
@@ -37,7 +37,8 @@ default_hooks = dict(
     report=dict(probe=False, size=48, pictures=2),
 )
 """
-    for name, matching in (('view', None), ('both', 'geometric')):
+    matchings = dict(view=None, both='geometric', alike='similarity')
+    for name, matching in matchings.items():
         config = text.replace('MATCHING', repr(matching))
         (tmp_path / f'{name}.py').write_text(config)
     return tmp_path
@@ -113,12 +114,14 @@ def test_everything_else_goes_on_exactly(configs):
         assert value.equal(got[key]), key
 
 
-def test_the_run_with_the_new_head_resumes_exactly(configs):
+@pytest.mark.parametrize('config', ['both', 'alike'])
+def test_the_run_with_the_new_head_resumes_exactly(configs, config):
     assert run(configs, 'view', 'first') == 0
     start = configs / 'first/step_00000004.pth'
-    assert run(configs, 'both', 'whole', '--resume', start, '--add-heads') == 0
-    middle = configs / 'whole/step_00000008.pth'
-    assert run(configs, 'both', 'rest', '--resume', middle) == 0
+    often = ('--cfg-options', 'default_hooks.checkpoint.interval_steps=2')
+    assert run(configs, config, 'whole', '--resume', start, '--add-heads', *often) == 0
+    middle = configs / 'whole/step_00000006.pth'  # within the second epoch
+    assert run(configs, config, 'rest', '--resume', middle) == 0
     whole, rest = (load(configs / f'{d}/step_00000012.pth') for d in ('whole', 'rest'))
     for key, value in whole['state_dict'].items():
         assert value.equal(rest['state_dict'][key]), key

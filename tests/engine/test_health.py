@@ -44,7 +44,16 @@ class Log:
         pass
 
 
-def look(hook, features, entropy, waiting=0.0, looks=1, matched=40.0, by_place=False):
+def look(
+    hook,
+    features,
+    entropy,
+    waiting=0.0,
+    looks=1,
+    matched=40.0,
+    by_place=False,
+    step=0,
+):
     """Warnings after some looks at a model with one head of K = 100, 49 tokens."""
     head = SimpleNamespace(
         center=torch.zeros(100),
@@ -57,7 +66,8 @@ def look(hook, features, entropy, waiting=0.0, looks=1, matched=40.0, by_place=F
     }
     added = []
     runner = SimpleNamespace(
-        iter=0,
+        iter=step,
+        max_iters=1000,
         model=SimpleNamespace(
             monitored={'view': features}, heads={'view': head}, momentum=0.99
         ),
@@ -101,18 +111,23 @@ def test_sick_runs_are_told_once_with_a_remedy(features, entropy, waiting, words
 
 
 @pytest.mark.parametrize(
-    ('matched', 'by_place', 'warned'),
-    [(4.8, False, True), (5.0, False, False), (4.8, True, False)],
+    ('matched', 'by_place', 'step', 'warned'),
+    [
+        (12.2, False, 200, True),
+        (12.3, False, 200, False),
+        (12.2, True, 200, False),
+        (12.2, False, 50, False),  # too early to tell
+    ],
 )
-def test_collapse_of_the_matching(matched, by_place, warned):
+def test_collapse_of_the_matching(matched, by_place, step, warned):
     torch.manual_seed(0)
     hook = HealthHook(interval=1, patience=2)
     features = torch.randn(50, 8)
     warnings, values = look(
-        hook, features, 2.0, looks=5, matched=matched, by_place=by_place
+        hook, features, 2.0, looks=5, matched=matched, by_place=by_place, step=step
     )
     assert values['view/match_perplexity'] == matched
     assert len(warnings) == warned  # once, not at each look
     if warned:
-        assert "head 'view' collapses: student tokens match 4.8 of 49" in warnings[0]
+        assert "head 'view' collapses: student tokens match 12.2 of 49" in warnings[0]
         assert "matching='geometric'" in warnings[0]

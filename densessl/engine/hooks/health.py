@@ -59,7 +59,8 @@ class HealthHook(Hook):
         max_entropy_share: more teacher entropy, as a share of ``log K``, counts as
             uniform.
         min_match_share: a smaller share of matched teacher tokens counts as a collapse
-            of the matching.
+            of the matching, once a tenth of the training is over: features of a fresh
+            network also match few tokens.
         max_data_wait: a greater share of waiting gives a hint.
     """
 
@@ -72,7 +73,7 @@ class HealthHook(Hook):
         *,
         min_feature_std: float = 0.02,
         max_entropy_share: float = 0.995,
-        min_match_share: float = 0.1,
+        min_match_share: float = 0.25,
         max_data_wait: float = 0.3,
     ) -> None:
         self.interval = interval
@@ -128,7 +129,8 @@ class HealthHook(Hook):
             self._count(
                 runner,
                 f'{name}/matches',
-                matched < self.min_match_share * head.target_tokens,
+                matched < self.min_match_share * head.target_tokens
+                and runner.iter > runner.max_iters / 10,
                 f'the matching of head {name!r} collapses: student tokens match '
                 f'{matched:.1f} of {head.target_tokens} teacher tokens; match by place '
                 "(matching='geometric'), or begin with the view task alone and add "

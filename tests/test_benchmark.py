@@ -22,29 +22,8 @@ sys.path.insert(0, str(ROOT / 'benchmarks/reference'))
 from plain import PlainStep
 
 
-@pytest.mark.parametrize('border', ['wrap', 'clip'])
-def test_plain_and_fast_steps_agree(border):
-    heads = model_config()['heads']
-    heads['selfpatch'].update(border=border, top_k=3)
-    fast, plain = (build_model(heads=heads) for _ in range(2))
-    wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
-    reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)
-    for step in range(3):
-        fast.progress = plain.progress = Progress(step + 4, 20, 4)
-        loss = fast.train_step(views(seed=step), wrapper)['loss']
-        expected = reference.step(views(seed=step))
-        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    for name, value in fast.state_dict().items():
-        torch.testing.assert_close(
-            value, plain.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name
-        )
-
-
-@pytest.mark.parametrize('matching', ['similarity', 'geometric'])
-@pytest.mark.parametrize('average', [True, False])
-def test_plain_and_fast_steps_agree_on_regions(matching, average):
-    options = region_config(matching, average_losses=average)
-    options['heads']['view'].update(loss_weight=0.7)
+def assert_steps_agree(**options):
+    """Three steps of our model and of the plain formulation, from the same start."""
     fast, plain = (build_model(**options) for _ in range(2))
     wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
     reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)
@@ -57,6 +36,21 @@ def test_plain_and_fast_steps_agree_on_regions(matching, average):
         torch.testing.assert_close(
             value, plain.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name
         )
+
+
+@pytest.mark.parametrize('border', ['wrap', 'clip'])
+def test_plain_and_fast_steps_agree(border):
+    heads = model_config()['heads']
+    heads['selfpatch'].update(border=border, top_k=3)
+    assert_steps_agree(heads=heads)
+
+
+@pytest.mark.parametrize('matching', ['similarity', 'geometric'])
+@pytest.mark.parametrize('average', [True, False])
+def test_plain_and_fast_steps_agree_on_regions(matching, average):
+    options = region_config(matching, average_losses=average)
+    options['heads']['view'].update(loss_weight=0.7)
+    assert_steps_agree(**options)
 
 
 def test_measured_step_has_all_phases(small_config):

@@ -1,7 +1,7 @@
 """GLSD on built-in scenes with a small Swin: about 3 minutes on 2 CPU cores."""
 
 _base_ = [
-    '../_base_/runtime.py',
+    '../_base_/quickstart.py',
     '../_base_/data/demo.py',
     '../_base_/models/esvit_swin.py',
 ]
@@ -23,13 +23,3 @@ model = dict(
     heads=dict(view=_head, region=dict(matching='geometric', **_head)),
     teacher_momentum=0.993,
 )
-train_cfg = dict(max_epochs=9)
-optim_wrapper = dict(optimizer=dict(lr=8e-3))
-default_hooks = dict(
-    logger=dict(interval=20),
-    schedule=dict(warmup_epochs=1, end_weight_decay=None),
-    health=dict(interval=20),
-    checkpoint=dict(interval=4),
-    report=dict(probe=True, size=128),
-)
-log_processor = dict(window_size=20)

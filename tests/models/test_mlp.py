@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.layers import Mlp
 
-from densessl.models.mlp import LeanMlp, gelu_linear
+from densessl.models.mlp import LeanLayers, LeanMlp, gelu_linear
 
 
 def test_equals_timms_with_gradients():
@@ -44,3 +44,22 @@ def test_autocast_gives_gradients_of_the_parameters_type(kept):
         assert ours.grad.dtype == torch.float32
         error = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
         assert error < 0.03
+
+
+def test_lean_layers_of_mmcvs_ffn_keep_their_keys_and_gradients():
+    from mmcv.cnn.bricks.transformer import FFN
+
+    torch.manual_seed(0)
+    ffn = FFN(6, 12, act_cfg=dict(type='GELU')).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *ffn.parameters()]
+    expected = ffn(x)
+    out_grad = torch.randn_like(expected)
+    grads = torch.autograd.grad(expected, wanted, out_grad)
+    keys = list(ffn.state_dict())
+    ffn.layers = LeanLayers(*ffn.layers)
+    assert list(ffn.state_dict()) == keys
+    out = ffn(x)
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(torch.autograd.grad(out, wanted, out_grad), grads, strict=True):
+        torch.testing.assert_close(a, b)

@@ -63,6 +63,30 @@ def region_config(matching='geometric', **options) -> dict:
     )
 
 
+def loca_config(**options) -> dict:
+    """The same network with LOCA's heads: the two 32 px views are the references."""
+    roles = dict(reference_role='global', query_roles=['global', 'local'])
+    projector = dict(hidden_dims=48, bottleneck_dims=16)
+    heads = dict(
+        position=dict(type='PositionHead', grid=4, mask_ratio=0.5, **roles),
+        cluster=dict(type='ClusterHead', out_dims=40, projector=projector, **roles),
+    )
+    drop = dict(local=dict(type='PatchDrop', keep=5))
+    return dict(heads=heads, neck=dict(type='AveragePoolNeck'), drop=drop) | options
+
+
+def point_config(**options) -> dict:
+    """The same network with a class token, a view head and reference points."""
+    projector = dict(hidden_dims=48, bottleneck_dims=16)
+    head = dict(loss_weight=0.5, projector=projector)
+    backbone = model_config()['backbone'] | dict(cls_token=True, final_norm=True)
+    heads = dict(
+        view=dict(type='ViewHead', out_dims=64, **head),
+        points=dict(type='PointHead', out_dims=40, **head, **options),
+    )
+    return dict(backbone=backbone, neck=dict(type='ClassTokenNeck'), heads=heads)
+
+
 def build_model(seed: int = 0, **options):
     torch.manual_seed(seed)
     return MODELS.build(model_config(**options))

@@ -3,16 +3,21 @@
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
 from densessl.engine.checkpoint import list_runs
+from densessl.interop import save_backbone
 from densessl.models.matchers import ViewTokens, build_matcher
+from densessl.registry import MODELS
 
 PAGE = ROOT / 'docs/matchers.md'
 
@@ -93,3 +98,43 @@ def test_command_of_the_page_trains(tmp_path):
     log = result.stdout + result.stderr
     losses = [float(x) for x in re.findall(r'loss_region: ([\d.]+)', log)]
     assert len(losses) == 2 and min(losses) > 0
+
+
+def test_camvid_segmentation_reads_classes_that_features_tell(
+    tmp_path, monkeypatch, capsys
+):
+    """Bright and dark halves are classes 0 and 1: any features tell them."""
+    image = np.zeros((96, 120, 3), np.uint8)
+    image[:, 60:] = 255
+    labels = np.repeat([[0, 1]], 96, 0).repeat(60, 1).astype(np.uint8)
+    labels[:4] = 11
+    for part in ('train', 'val'):
+        for kind, content in (('images', image), ('annotations', labels)):
+            folder = tmp_path / 'camvid' / kind / part
+            folder.mkdir(parents=True)
+            ending = 'jpg' if kind == 'images' else 'png'
+            for i in range(4):
+                cv2.imwrite(str(folder / f'{i}.{ending}'), content)
+    config = dict(
+        type='VisionTransformer',
+        arch=dict(embed_dims=16, depth=1, num_heads=2),
+        patch_size=16,
+        img_size=64,
+    )
+    work_dir = tmp_path / 'run'
+    work_dir.mkdir()
+    save_backbone(
+        work_dir / 'backbone.safetensors',
+        MODELS.build(config),
+        config,
+        mean=[127.0] * 3,
+        std=[60.0] * 3,
+        steps=0,
+    )
+    module = runpy.run_path(str(ROOT / 'examples/camvid_segmentation.py'))
+    argv = ['camvid_segmentation.py', str(tmp_path / 'camvid'), str(work_dir)]
+    monkeypatch.setattr(sys, 'argv', argv)
+    module['main']()
+    words = capsys.readouterr().out
+    scores = [float(x) for x in re.findall(r'trained ([\d.]+)%', words)]
+    assert len(scores) == 2 and min(scores) > 95

@@ -41,3 +41,13 @@ def test_learning_rate_is_dinos_table():
     ]
     assert ours == pytest.approx(table, rel=1e-12)
     assert learning_rate(peak, end, 0, Progress(0, total, 10)) == peak
+
+
+def test_learning_rate_as_the_product_of_warm_up_and_cosine():
+    peak, end, warmup, total = 1e-3, 1e-5, 15, 100
+    for i in range(total):
+        wave = end + 0.5 * (peak - end) * (1 + math.cos(math.pi * i / total))
+        expected = wave * min(i / (warmup - 1), 1)
+        found = learning_rate(peak, end, warmup, Progress(i, total, 10), product=True)
+        assert found == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(peak, end, 0, Progress(0, total, 10), product=True) == peak

@@ -142,8 +142,8 @@ def _timed_phases(model, wrapper, batch) -> dict[str, float]:
 
     features = model._features
 
-    def timed_features(branch, inputs, roles):
-        result = features(branch, inputs, roles)
+    def timed_features(branch, *args):
+        result = features(branch, *args)
         phase = 'teacher' if branch is model.teacher else 'student'
         marks.append((phase, _synchronize()))
         return result

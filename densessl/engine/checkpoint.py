@@ -180,7 +180,11 @@ def restore_run(runner, state: dict, path: Path, add_heads: bool = False) -> Non
         )
     model = unwrap(runner.model)
     weights, optimizer = state['state_dict'], state['optim_wrapper']
-    added = [name for name in model.heads if f'heads.{name}.center' not in weights]
+    added = [
+        name
+        for name in model.heads
+        if not any(key.startswith(_prefixes([name])) for key in weights)
+    ]
     if added and not add_heads:
         raise DenseSSLError(
             f'--resume: {path} has no head {", ".join(added)}; use the config it was '

@@ -1,5 +1,17 @@
 """The maths of the objectives as pure functions; no registry, no collectives."""
 
+from .boxes import box_loss
 from .distillation import Distillation, LastLayer, Pairs, distillation_loss
+from .sinkhorn import assigned_counts, entropy, mean_prediction, sinkhorn_center
 
-__all__ = ['Distillation', 'LastLayer', 'Pairs', 'distillation_loss']
+__all__ = [
+    'Distillation',
+    'LastLayer',
+    'Pairs',
+    'assigned_counts',
+    'box_loss',
+    'distillation_loss',
+    'entropy',
+    'mean_prediction',
+    'sinkhorn_center',
+]

@@ -4,6 +4,7 @@ from . import backbones, heads, necks
 from .algorithms import NonFiniteLossError, SelfDistillation
 from .features import Tokens, ViewFeatures
 from .matchers import GeometricMatcher, Matcher, Matches, SimilarityMatcher, ViewTokens
+from .patch_drop import PatchDrop
 from .preprocessor import ViewPreprocessor
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     'Matcher',
     'Matches',
     'NonFiniteLossError',
+    'PatchDrop',
     'SelfDistillation',
     'SimilarityMatcher',
     'Tokens',

@@ -16,13 +16,13 @@ class Tokens:
         grid: ``(h, w)``, rows and columns of the patch grid; ``h * w == N`` unless
             tokens were dropped.
         cls: ``(B, D)`` class token, or None for a backbone without one.
-        extra: ``(B, M, D)`` extra tokens that were handed in, or None.
+        references: ``(B, M, D)`` reference tokens that were handed in, or None.
     """
 
     patches: Tensor
     grid: tuple[int, int]
     cls: Tensor | None = None
-    extra: Tensor | None = None
+    references: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class ViewFeatures:
         grids: per role ``(h, w)``.
         neck: the branch's own neck, for normalising or aggregating tokens.
         projectors: the branch's own projectors, by head name.
+        kept: ``(v, B, N)`` raster index of each token, for roles that lost patches.
+        references: ``(v, B, M, D)`` reference tokens, for roles that carry them.
+        places: where the views of a role stand among all views of the batch.
     """
 
     pooled: Tensor
@@ -45,3 +48,11 @@ class ViewFeatures:
     grids: dict[str, tuple[int, int]]
     neck: nn.Module
     projectors: dict[str, nn.Module] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    references: dict[str, Tensor] = field(default_factory=dict)
+    places: dict[str, slice] = field(default_factory=dict)
+
+    def pooled_of(self, role: str) -> Tensor:
+        """Representations of the views of a role, ``(v, B, D)``."""
+        counts = [len(tokens) for tokens in self.tokens.values()]
+        return self.pooled.split(counts)[list(self.tokens).index(role)]

@@ -15,7 +15,11 @@ from PIL import Image
 from densessl.benchmark.data import build_pipeline, measure, run, write_noise_jpegs
 from densessl.datasets.image_io import JpegImage, LoadImage, open_image_bytes
 from densessl.datasets.transforms import MultiCrop, ViewRecipe
-from densessl.datasets.transforms.multi_crop import draw_box, resize_crop
+from densessl.datasets.transforms.multi_crop import (
+    draw_box,
+    resize_crop,
+    shrink_towards,
+)
 from densessl.errors import DenseSSLError
 from densessl.registry import TRANSFORMS
 
@@ -310,6 +314,143 @@ def test_subclass_draws_its_own_crops():
     quarters = results['inputs']['a'].permute(0, 2, 3, 1).numpy()
     rebuilt = np.vstack([np.hstack(quarters[:2]), np.hstack(quarters[2:])])
     np.testing.assert_array_equal(rebuilt, image)
+
+
+OVERLAPPING = [
+    {'role': 'global', 'size': 32, 'scale': (0.25, 1.0), 'count': 2, **PLAIN},
+    {'role': 'local', 'size': 32, 'scale': (0.05, 0.25), 'count': 4, **PLAIN},
+]
+
+
+def pixels_in_common(a, b, height, width):
+    """By painting both boxes on a canvas."""
+    both = np.zeros((2, height, width), bool)
+    for canvas, (x, y, w, h) in zip(both, (a, b), strict=True):
+        canvas[int(y) : int(y + h), int(x) : int(x + w)] = True
+    return int(both.all(0).sum())
+
+
+def assert_overlaps(boxes, height, width, bounds=(0.02, 0.01), targets=2):
+    """Bounds of the picture's area, at most what the global views share."""
+    for v in range(1, len(boxes)):
+        bound = bounds[v >= targets] * height * width
+        first, *rest = boxes[: min(v, targets)]
+        room = pixels_in_common(first, rest[0] if rest else first, height, width)
+        for other in (first, *rest):
+            found = pixels_in_common(boxes[v], other, height, width)
+            assert found >= min(bound, room)
+
+
+@pytest.mark.parametrize(
+    'size', [(60, 80), (1, 1), (2, 3), (1, 300), (300, 1), (7, 90), (200, 12)]
+)
+@pytest.mark.parametrize('tries', [0, 20])
+@pytest.mark.parametrize('bounds', [(0.02, 0.01), (0.3, 0.01)])
+def test_views_overlap_by_the_bound(size, tries, bounds):
+    crop = MultiCrop(OVERLAPPING, min_overlap=bounds, overlap_tries=tries)
+    image = photo(*size)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        boxes = crop({'img': image, 'rng': rng})['geometry'].box
+        assert boxes[:, 2:].min() >= 1
+        assert_overlaps(boxes.tolist(), *size, bounds)
+
+
+def test_bound_is_needed_and_shrinking_is_the_exception():
+    loose, shrunk = 0, {0: 0, 20: 0}
+    for seed in range(200):
+        boxes = cut(photo(60, 80), OVERLAPPING, seed)['geometry'].box.tolist()
+        try:
+            assert_overlaps(boxes, 60, 80)
+        except AssertionError:
+            loose += 1
+        for tries in shrunk:
+            crop = MultiCrop(OVERLAPPING, (0.02, 0.01), overlap_tries=tries)
+            sample = crop({'img': photo(60, 80), 'rng': np.random.default_rng(seed)})
+            shrunk[tries] += sample['shrunk']
+    assert loose > 20
+    assert shrunk[20] == 0 < shrunk[0] >= loose
+
+
+def test_redrawn_views_are_those_that_happen_to_overlap():
+    # The same as throwing away the pairs that overlap too little.
+    views = [{'role': 'a', 'size': 4, 'scale': (0.1, 0.2), 'count': 2, **PLAIN}]
+    crop = MultiCrop(views, (0.05, 0.05), overlap_tries=1000)
+    rng = np.random.default_rng(0)
+    kept = []
+    while len(kept) < 1500:
+        boxes = crop.draw_boxes(90, 120, rng)
+        if pixels_in_common(*boxes, 90, 120) >= 0.05 * 90 * 120:
+            kept.append(boxes)
+    ours = [
+        crop._keep_overlap(crop.draw_boxes(90, 120, rng), 90, 120, rng)[0]
+        for _ in range(1500)
+    ]
+    # given the first crop, that is: compare where the second lies in it
+    for axis in (0, 1):
+        a, b = (
+            np.sort([(s[axis] - f[axis]) / f[axis + 2] for f, s in pairs])
+            for pairs in (kept, ours)
+        )
+        grid = np.union1d(a, b)
+        shares = [np.searchsorted(x, grid, side='right') / 1500 for x in (a, b)]
+        assert np.abs(shares[0] - shares[1]).max() < 0.08
+
+
+def test_shrinking_ends_at_what_the_fixed_boxes_share():
+    fixed = [(0, 0, 10, 10), (5, 5, 10, 10)]  # (5, 5), 5 x 5
+    assert shrink_towards((90, 90, 8, 8), fixed, 25) == (5, 5, 5, 5)
+    box = shrink_towards((12, 12, 8, 8), fixed, 1)
+    assert all(pixels_in_common(box, other, 120, 120) >= 1 for other in fixed)
+    assert box != (5, 5, 5, 5)
+
+
+def test_bound_holds_on_the_grid_of_a_small_decode():
+    views = [{'role': 'a', 'size': 16, 'scale': (0.05, 0.1), 'count': 4, **PLAIN}]
+    crop = MultiCrop(views, (0.001, 0.001))
+    picture = jpeg(photo(480, 640))
+    reduced = 0
+    for seed in range(60):
+        sample = crop({'img': picture, 'rng': np.random.default_rng(seed)})
+        boxes = sample['geometry'].box
+        reduced += not bool((boxes % 4).any())
+        for v in range(1, 4):
+            found = pixels_in_common(boxes[0], boxes[v], 480, 640)
+            assert found >= 0.001 * 480 * 640
+    assert reduced > 20
+
+
+def test_a_bound_that_holds_anyway_changes_nothing():
+    views = [{'role': 'global', 'size': 32, 'scale': (0.6, 1.0), 'count': 3}]
+    crop = MultiCrop(views, min_overlap=(1e-9, 1e-9))
+    image = photo(40, 40)
+    for seed in range(5):
+        plain = cut(image, views, seed)
+        bound = crop({'img': image, 'rng': np.random.default_rng(seed)})
+        assert bound['shrunk'] == 0
+        assert torch.equal(plain['geometry'].box, bound['geometry'].box)
+        assert torch.equal(plain['inputs']['global'], bound['inputs']['global'])
+
+
+@pytest.mark.parametrize(
+    ('bounds', 'message'),
+    [
+        ((0.02, 0.3), r"min_overlap=0.3 .* cannot be met by views of role 'local'"),
+        ((0, 0.01), 'give two shares'),
+        ((0.01,), 'give two shares'),
+        (0.01, 'give two shares'),
+        ((0.01, 1.5), 'give two shares'),
+    ],
+)
+def test_overlaps_that_cannot_be(bounds, message):
+    with pytest.raises(DenseSSLError, match=message) as caught:
+        MultiCrop(OVERLAPPING, min_overlap=bounds)
+    assert '\n' not in str(caught.value)
+
+
+def test_overlap_of_a_single_view():
+    with pytest.raises(DenseSSLError, match='single view'):
+        MultiCrop([GOOD], min_overlap=(0.02, 0.01))
 
 
 GOOD = {'role': 'global', 'size': 32, 'scale': (0.4, 1.0)}

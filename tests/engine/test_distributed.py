@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, build_model, optim_wrapper, region_config, views
+from conftest import (
+    ROOT,
+    build_model,
+    loca_config,
+    optim_wrapper,
+    point_config,
+    region_config,
+    views,
+)
 
 from densessl.engine.distributed import DistributedDataParallel
 from densessl.schedules import Progress
@@ -31,6 +39,7 @@ def run_steps(model, forward, part, accumulate=1):
     logs = []
     for i in range(STEPS):
         model.progress = Progress(i + 4, 20, 4)
+        torch.manual_seed(i)  # what is drawn once for all images: the same on all ranks
         data = views(batch=8, seed=i)
         data['inputs'] = {role: x[part] for role, x in data['inputs'].items()}
         data['geometry'] = data['geometry'][part]
@@ -52,6 +61,18 @@ def worker(rank, folder, options):
     torch.distributed.destroy_process_group()
 
 
+def assert_same_weights(ranks, grads, state):
+    """Gradients of the last step and weights of each rank are those given."""
+    for rank in ranks:
+        for name, grad in grads.items():
+            error = (rank[1][name] - grad).norm() / (grad.norm() + 1e-6)
+            assert error < 1e-5 or grad.norm() < 1e-6, (name, error)
+        for name, value in state.items():
+            torch.testing.assert_close(
+                rank[2][name], value, rtol=1e-5, atol=1e-6, msg=name
+            )
+
+
 @pytest.mark.parametrize(
     'options',
     [
@@ -59,8 +80,9 @@ def worker(rank, folder, options):
         dict(accumulate=2),
         region_config('geometric', accumulate=2),
         region_config('similarity'),
+        point_config(sampling='grid', content=True),
     ],
-    ids=['selfpatch', 'selfpatch-parts', 'geometric-parts', 'similarity'],
+    ids=['selfpatch', 'selfpatch-parts', 'geometric-parts', 'similarity', 'points'],
 )
 def test_two_processes_equal_one(tmp_path, options):
     torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
@@ -72,15 +94,29 @@ def test_two_processes_equal_one(tmp_path, options):
         for key in ('loss', 'loss_view', f'loss_{dense}', f'{dense}/center_norm'):
             mean = sum(rank[0][step][key] for rank in ranks) / 2
             torch.testing.assert_close(mean, logs[step][key], rtol=1e-5, atol=1e-6)
-    for rank in ranks:
-        for name, grad in grads.items():
-            error = (rank[1][name] - grad).norm() / (grad.norm() + 1e-6)
-            assert error < 1e-5 or grad.norm() < 1e-6, (name, error)
-        for name, value in state.items():
-            torch.testing.assert_close(
-                rank[2][name], value, rtol=1e-5, atol=1e-6, msg=name
-            )
+    assert_same_weights(ranks, grads, state)
     assert not state['heads.view.center'].eq(0).all()
+
+
+@pytest.mark.parametrize('average', ['query', 'token'])
+def test_sinkhorn_and_me_max_are_those_of_all_ranks(tmp_path, average):
+    options = loca_config()
+    for head in options['heads'].values():
+        head.update(average=average)
+    torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
+    model = build_model(**options)
+    logs, grads, state = run_steps(model, model, slice(None))
+    ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
+    for step in range(STEPS):
+        for key in ('loss', 'loss_position', 'loss_cluster', 'cluster/cross_entropy'):
+            mean = sum(rank[0][step][key] for rank in ranks) / 2
+            torch.testing.assert_close(mean, logs[step][key], rtol=1e-5, atol=1e-6)
+        for rank in ranks:  # the same on each rank, not on average only
+            entropy = rank[0][step]['cluster/prediction_entropy']
+            torch.testing.assert_close(
+                entropy, logs[step]['cluster/prediction_entropy']
+            )
+    assert_same_weights(ranks, grads, state)
 
 
 def test_dist_train_script_starts_two_processes(small_config, tmp_path):

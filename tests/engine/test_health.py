@@ -53,6 +53,7 @@ def look(
     matched=40.0,
     by_place=False,
     step=0,
+    prediction_entropy=None,
 ):
     """Warnings after some looks at a model with one head of K = 100, 49 tokens."""
     head = SimpleNamespace(
@@ -81,6 +82,8 @@ def look(
     for _ in range(looks):
         outputs = {'loss': 1.0, 'view/teacher_entropy': entropy, 'view/kl': 0.1}
         outputs['view/match_perplexity'] = matched
+        if prediction_entropy is not None:
+            outputs['view/prediction_entropy'] = prediction_entropy
         hook.after_train_iter(runner, 0, outputs=outputs)
         assert outputs == {'loss': 1.0}  # monitors are not logged as losses
     return runner.logger.warnings, added[-1]
@@ -108,6 +111,24 @@ def test_sick_runs_are_told_once_with_a_remedy(features, entropy, waiting, words
     assert look(hook, features, entropy, waiting, looks=2)[0] == []
     (warning,) = look(hook, features, entropy, waiting, looks=4)[0]
     assert words in warning and ('lower' in warning or 'raise' in warning)
+
+
+@pytest.mark.parametrize(
+    ('prototypes', 'warned'), [(1.0, True), (1.98, True), (2.0, False), (90.0, False)]
+)
+def test_collapse_of_the_clusters(prototypes, warned):
+    torch.manual_seed(0)
+    hook = HealthHook(interval=1, patience=2)
+    warnings, _ = look(
+        hook, torch.randn(50, 8), 2.0, looks=5, prediction_entropy=math.log(prototypes)
+    )
+    assert len(warnings) == warned
+    if warned:
+        assert (
+            f"'view' collapse: predictions spread over {prototypes:.1f} of 100"
+            in (warnings[0])
+        )
+        assert 'turn on sinkhorn' in warnings[0]
 
 
 @pytest.mark.parametrize(

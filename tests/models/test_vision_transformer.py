@@ -69,16 +69,21 @@ def test_size_that_the_patch_does_not_divide():
 
 
 def cubic_matrix(size_in, size_out, offset):
-    """Rows of bicubic weights (a = -0.75), without antialiasing, border repeated."""
-    matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
-    for i in range(size_out):
-        place = (i + 0.5) * size_in / (size_out + offset) - 0.5
-        for j in range(math.floor(place) - 1, math.floor(place) + 3):
-            d, a = abs(place - j), -0.75
-            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-            far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-            matrix[i, min(max(j, 0), size_in - 1)] += near if d <= 1 else far
-    return matrix
+    """Rows of bicubic weights, without antialiasing."""
+    places = [(i + 0.5) * size_in / (size_out + offset) for i in range(size_out)]
+    return torch.cat([cubic_row(size_in, place) for place in places])
+
+
+def cubic_row(size, place):
+    """Weights ``(1, size)`` of samples at 0.5, 1.5, ...; a = -0.75, border repeated."""
+    row = torch.zeros(1, size, dtype=torch.float64)
+    place = float(place) - 0.5
+    for j in range(math.floor(place) - 1, math.floor(place) + 3):
+        d, a = abs(place - j), -0.75
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+        row[0, min(max(j, 0), size - 1)] += near if d <= 1 else far
+    return row
 
 
 @pytest.mark.parametrize('grid', [(6, 6), (14, 20), (28, 5)])
@@ -119,18 +124,99 @@ def test_keep_all_in_order_changes_nothing():
     torch.testing.assert_close(model(images, keep=keep).patches, model(images).patches)
 
 
-def test_masked_extra_tokens_leave_the_others_alone():
+@pytest.mark.parametrize('mode', ['eval', 'train'])
+@pytest.mark.parametrize('keep', [None, 7])
+def test_references_leave_the_others_alone_to_the_bit(mode, keep):
+    model, images = vit(drop_path_rate=0.5), torch.randn(3, 3, 32, 32)
+    getattr(model, mode)()
+    references = torch.randn(3, 5, 32)
+    if keep is not None:
+        keep = torch.stack([torch.randperm(16)[:keep] for _ in range(3)])
+    outs = []
+    for options in (dict(references=references), {}):
+        torch.manual_seed(3)  # the same drop path
+        outs.append(model(images, keep=keep, **options))
+    (with_, without) = outs
+    assert with_.patches.equal(without.patches) and with_.cls.equal(without.cls)
+    assert with_.references.shape == (3, 5, 32) and without.references is None
+
+
+def test_a_reference_does_not_see_the_other_references():
     model, images = vit(), torch.randn(2, 3, 32, 32)
-    extra = torch.randn(2, 3, 32)
-    mask = torch.ones(20, 20, dtype=torch.bool)
-    mask[:17, 17:] = False  # nobody attends to an extra token
-    out = model(images, extra_tokens=extra, attn_mask=mask)
-    plain = model(images)
-    torch.testing.assert_close(out.patches, plain.patches, atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.cls, plain.cls, atol=1e-5, rtol=0)
-    assert out.extra.shape == (2, 3, 32)
-    free = model(images, extra_tokens=extra)
-    assert (free.patches - plain.patches).abs().max() > 1e-3
+    references = torch.randn(2, 5, 32)
+    changed = torch.randn(2, 5, 32)
+    changed[:, 2] = references[:, 2]
+    first, second = (
+        model(images, references=x).references for x in (references, changed)
+    )
+    assert first[:, 2].equal(second[:, 2])
+    assert (first[:, 3] - second[:, 3]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('cls_token', [True, False])
+def test_references_are_masked_attention_of_timm(cls_token):
+    model, images = vit(cls_token=cls_token), torch.randn(2, 3, 32, 32)
+    references = torch.randn(2, 3, 32)
+    x, _ = model.embed(images)
+    count, first = x.shape[1], int(cls_token)
+    mask = torch.zeros(count + 3, count + 3, dtype=torch.bool)
+    mask[:count, :count] = True
+    mask[count:, first:count] = True  # patches, not the class token
+    mask[count:, count:] = torch.eye(3, dtype=torch.bool)
+    x = torch.cat([x, references], 1)
+    for block in model.blocks:
+        x = block(x, attn_mask=mask)
+    x = model.norm(x)
+    layers = model.forward_layers(images, [0, -1], references=references)
+    torch.testing.assert_close(layers[1].references, x[:, count:])
+    torch.testing.assert_close(layers[1].patches, x[:, first:count])
+    assert layers[0].references.shape == (2, 3, 32)
+
+
+def test_references_drop_the_paths_of_their_image():
+    model = vit(drop_path_rate=0.6).train()
+    images, references = torch.randn(1, 3, 32, 32), torch.randn(1, 2, 32)
+    x, _ = model.embed(images)
+    block = model.blocks[-1]  # of rate 0.6
+    for seed in range(20):
+        torch.manual_seed(seed)
+        out, refs = block.with_references(x, references, 1)
+        assert out.equal(x) == refs.equal(references)
+
+
+@pytest.mark.parametrize('grid', [(4, 4), (6, 6), (3, 5)])
+@pytest.mark.parametrize('cls_token', [True, False])
+def test_embedding_at_a_patch_centre_is_the_patchs_own(grid, cls_token):
+    model = vit(cls_token=cls_token)
+    model.pos_embed.data.normal_()
+    h, w = grid
+    y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing='ij')
+    centres = torch.stack([x / w, y / h], -1).view(1, -1, 2).expand(2, -1, -1)
+    _, own = model.position_embeddings(grid)
+    at = model.position_embeddings_at(centres, grid)
+    assert (at - own).abs().max() < 2e-5
+
+
+def test_embedding_between_the_patches_is_bicubic():
+    model = vit(img_size=64)
+    model.pos_embed.data.normal_()
+    points = torch.rand(2, 50, 2)
+    at = model.position_embeddings_at(points, (8, 8))
+    rows, columns = (
+        torch.cat([cubic_row(8, 8 * share) for share in points[..., axis].flatten()])
+        for axis in (1, 0)
+    )
+    table = model.pos_embed.data[0, 1:].view(8, 8, 32).double()
+    expected = torch.einsum('ph,pw,hwd->pd', rows, columns, table)
+    assert (at.flatten(0, 1) - expected).abs().max() < 1e-4
+
+
+def test_points_that_have_no_embedding():
+    outside = torch.tensor([[[0.5, 1.2]]])
+    with pytest.raises(DenseSSLError, match=r'outside its view, at 0\.5 or 1\.2'):
+        vit().position_embeddings_at(outside, (4, 4))
+    with pytest.raises(DenseSSLError, match='pos_embed=False leaves none'):
+        vit(pos_embed=False).position_embeddings_at(outside, (4, 4))
 
 
 def test_layers_are_prefixes_of_the_model():
@@ -181,3 +267,41 @@ def test_every_parameter_gets_a_gradient():
 def test_unknown_arch_lists_the_known():
     with pytest.raises(DenseSSLError, match='choose from tiny, small'):
         VisionTransformer('smal')
+
+
+def test_bilinear_positions_are_triangle_weighted_means():
+    # 6 -> 3: cell i's weights fall linearly over 2 old cells from its centre, 2 i + 1
+    table = torch.randn(1, 6, 6, 2, dtype=torch.float64)
+    weights = torch.zeros(3, 6).double()
+    for i in range(3):
+        for j in range(6):
+            weights[i, j] = max(0.0, 1 - abs((j + 0.5) - (2 * i + 1)) / 2)
+    weights /= weights.sum(1, keepdim=True)
+    expected = torch.einsum('ia,jb,nabd->nijd', weights, weights, table)
+    found = resize_pos_embed(table, (3, 3), mode='bilinear')
+    torch.testing.assert_close(found.unflatten(1, (3, 3)), expected, rtol=0, atol=1e-6)
+    model = vit(pos_embed_resize='bilinear')
+    images = torch.randn(1, 3, 16, 16)
+    assert not model(images).patches.allclose(vit()(images).patches)
+    with pytest.raises(DenseSSLError, match="pos_embed_resize='nearest'; choose"):
+        vit(pos_embed_resize='nearest')
+
+
+@pytest.mark.parametrize('keep', [None, 5])
+def test_without_positions_tokens_do_not_know_their_place(keep):
+    model = vit(cls_token=False)
+    images = torch.randn(1, 3, 32, 32)
+    mirrored = images.unflatten(3, (4, 8)).flip(3).flatten(3)  # patches change places
+    index = torch.arange(16)
+    other = index.unflatten(0, (4, 4)).flip(1).flatten()
+    options = dict(positions=False)
+    if keep:
+        options['keep'] = index[None, :keep]
+    found = model(images, **options).patches
+    if keep:
+        options['keep'] = other[None, :keep]
+        torch.testing.assert_close(model(mirrored, **options).patches, found)
+    else:
+        swapped = model(mirrored, **options).patches
+        torch.testing.assert_close(swapped[:, other], found)
+        assert not model(mirrored).patches[:, other].allclose(model(images).patches)

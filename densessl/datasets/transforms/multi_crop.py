@@ -20,6 +20,8 @@ from densessl.geometry import ViewGeometry
 from densessl.registry import TRANSFORMS
 
 _CROP_TRIES = 10
+_SHRINK_STEPS = 8
+Box = Sequence[int]  # x, y, width, height in px
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,23 @@ class MultiCrop:
     :class:`~densessl.geometry.ViewGeometry` with leading shape ``(V,)``; both follow
     the recipes' order. A subclass with rules for crops overrides :meth:`draw_boxes`.
 
+    With ``min_overlap``, a crop that shares too little with the global views before it
+    is drawn again, at most ``overlap_tries`` times; then it shrinks in equal steps
+    towards what these views have in common, and ``results['shrunk']`` counts it. The
+    bound is of the whole picture's area, but at most what they have in common: in a
+    very thin picture a crop may be smaller than any bound.
+
     Args:
         views: recipes, as :class:`ViewRecipe` or as dicts of its arguments. Recipes of
             one role follow each other and share a size.
+        min_overlap: least shares of the picture's area that two global views, and
+            another view with each global view, have in common (DenseDINO: 0.02 and
+            0.01); the global views are those of the first role. None: any crops.
+        overlap_tries: how many times a crop is drawn again.
 
     Raises:
-        DenseSSLError: no recipe, a bad recipe, or roles that cannot be stacked.
+        DenseSSLError: no recipe, a bad recipe, roles that cannot be stacked, or an
+            overlap that no crop can have.
 
     Example:
         >>> MultiCrop(views=[
@@ -168,7 +181,12 @@ class MultiCrop:
         ... ])
     """
 
-    def __init__(self, views: Sequence[ViewRecipe | Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        views: Sequence[ViewRecipe | Mapping[str, Any]],
+        min_overlap: tuple[float, float] | None = None,
+        overlap_tries: int = 20,
+    ) -> None:
         recipes = tuple(ViewRecipe.from_config(view) for view in views)
         if not recipes:
             raise DenseSSLError('MultiCrop: views is empty; give at least one recipe')
@@ -195,6 +213,13 @@ class MultiCrop:
                 )
             self.roles[role] = self.roles.get(role, 0) + recipe.count
             previous = role
+        if isinstance(min_overlap, list):
+            min_overlap = tuple(min_overlap)
+        self.min_overlap = min_overlap
+        self.overlap_tries = overlap_tries
+        self._globals = self.roles[self.views[0].role]
+        if self.min_overlap is not None:
+            self._check_overlap()
 
     @property
     def num_views(self) -> int:
@@ -206,6 +231,8 @@ class MultiCrop:
         image, rng = results['img'], results['rng']
         source = image.shape[:2]
         boxes = self.draw_boxes(*source, rng)
+        if self.min_overlap is not None:
+            boxes, results['shrunk'] = self._keep_overlap(boxes, *source, rng)
         flips = rng.random(self.num_views) < [view.flip for view in self.views]
         image, boxes, step = self._decode(image, boxes)
         inputs = {
@@ -254,10 +281,109 @@ class MultiCrop:
             return image, boxes, 1
         outputs = np.array([view.size[::-1] for view in self.views])
         step = image.reduction((boxes[:, 2:] / outputs).min())
+        if self.min_overlap is not None:
+            while step > 1 and not self._overlap_holds(boxes - boxes % step, image):
+                step //= 2
         return image.decode(step), boxes - boxes % step, step
 
+    def _keep_overlap(
+        self, boxes: np.ndarray, height: int, width: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, int]:
+        """Boxes with the least overlaps, and how many of them had to shrink for it."""
+        kept: list[Box] = [boxes[0].tolist()]
+        shrunk = 0
+        for view, box in zip(self.views[1:], boxes[1:].tolist(), strict=True):
+            fixed, area = self._bound(kept, height, width)
+            tries = 0
+            while not _shares(box, fixed, area) and tries < self.overlap_tries:
+                box = draw_box(height, width, view.scale, view.ratio, rng)
+                tries += 1
+            if not _shares(box, fixed, area):
+                box = shrink_towards(box, fixed, area)
+                shrunk += 1
+            kept.append(box)
+        return np.array(kept), shrunk
+
+    def _overlap_holds(self, boxes: np.ndarray, image: JpegImage) -> bool:
+        height, width = image.shape[:2]
+        kept = boxes.tolist()
+        return all(
+            _shares(kept[i], *self._bound(kept[:i], height, width))
+            for i in range(1, len(kept))
+        )
+
+    def _bound(
+        self, before: Sequence[Box], height: int, width: int
+    ) -> tuple[Sequence[Box], float]:
+        """Global views the next view must overlap, and the least overlap in px²."""
+        fixed = before[: self._globals]
+        share = self.min_overlap[len(before) >= self._globals]
+        return fixed, min(share * height * width, _area(intersection(fixed)))
+
+    def _check_overlap(self) -> None:
+        bounds = self.min_overlap
+        if not (_are_numbers(bounds, 2) and all(0 < share <= 1 for share in bounds)):
+            raise DenseSSLError(
+                f'MultiCrop: min_overlap={bounds!r}; give two shares of the picture, '
+                'each more than 0 and at most 1: between global views, and of other '
+                'views with a global one'
+            )
+        if self.num_views < 2:
+            raise DenseSSLError(
+                'MultiCrop: min_overlap with a single view; give two views or more, or '
+                'leave min_overlap out'
+            )
+        for place, view in enumerate(self.views):
+            share = bounds[place >= self._globals]
+            if view.scale[1] < share:
+                raise DenseSSLError(
+                    f'MultiCrop: min_overlap={share} of the picture cannot be met by '
+                    f'views of role {view.role!r}, whose scale {view.scale} ends '
+                    'below it; lower min_overlap or raise the scale'
+                )
+
     def __repr__(self) -> str:
-        return f'MultiCrop(views={list(self.recipes)})'
+        return f'MultiCrop(views={list(self.recipes)}, min_overlap={self.min_overlap})'
+
+
+def intersection(boxes: Sequence[Box]) -> Box:
+    """What boxes have in common; width and height are at least 0."""
+    x, y = (max(box[axis] for box in boxes) for axis in (0, 1))
+    right, bottom = (min(b[axis] + b[axis + 2] for b in boxes) for axis in (0, 1))
+    return x, y, max(right - x, 0), max(bottom - y, 0)
+
+
+def shrink_towards(box: Box, fixed: Sequence[Box], area: float) -> Box:
+    """Move a crop's edges towards what ``fixed`` have in common, until it fits.
+
+    Args:
+        box: the crop.
+        fixed: boxes to overlap, each by ``area``.
+        area: in px², at most that of what they have in common.
+
+    Returns:
+        The first of 8 equal steps that fits; the last is the common part itself.
+    """
+    x, y, w, h = intersection(fixed)
+    start = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    end = x, y, x + w, y + h
+    for step in range(1, _SHRINK_STEPS + 1):
+        left, top, right, bottom = (
+            a + (b - a) * step // _SHRINK_STEPS for a, b in zip(start, end, strict=True)
+        )
+        box = left, top, right - left, bottom - top
+        if _shares(box, fixed, area):
+            break
+    return box
+
+
+def _shares(box: Box, fixed: Sequence[Box], area: float) -> bool:
+    """Whether a box has at least ``area`` in common with each of ``fixed``."""
+    return all(_area(intersection([box, other])) >= area for other in fixed)
+
+
+def _area(box: Box) -> int:
+    return box[2] * box[3]
 
 
 def draw_box(

@@ -61,6 +61,8 @@ class HealthHook(Hook):
         min_match_share: a smaller share of matched teacher tokens counts as a collapse
             of the matching, once a tenth of the training is over: features of a fresh
             network also match few tokens.
+        min_prototype_share: a smaller share of prototypes in the mean prediction of a
+            cluster head, as ``exp(entropy)``, counts as a collapse of the clusters.
         max_data_wait: a greater share of waiting gives a hint.
     """
 
@@ -74,6 +76,7 @@ class HealthHook(Hook):
         min_feature_std: float = 0.02,
         max_entropy_share: float = 0.995,
         min_match_share: float = 0.25,
+        min_prototype_share: float = 0.01,
         max_data_wait: float = 0.3,
     ) -> None:
         self.interval = interval
@@ -81,6 +84,7 @@ class HealthHook(Hook):
         self.min_feature_std = min_feature_std
         self.max_entropy_share = max_entropy_share
         self.min_match_share = min_match_share
+        self.min_prototype_share = min_prototype_share
         self.max_data_wait = max_data_wait
         self._bad: dict[str, int] = {}
 
@@ -135,6 +139,17 @@ class HealthHook(Hook):
                 f'{matched:.1f} of {head.target_tokens} teacher tokens; match by place '
                 "(matching='geometric'), or begin with the view task alone and add "
                 'the head later (--add-heads)',
+            )
+        predicted = values.get(f'{name}/prediction_entropy')
+        if predicted is not None:
+            used, count = math.exp(predicted), len(head.center)
+            self._count(
+                runner,
+                f'{name}/clusters',
+                used - 1 < self.min_prototype_share * (count - 1),
+                f'the clusters of head {name!r} collapse: predictions spread over '
+                f'{used:.1f} of {count} prototypes; turn on sinkhorn (3 rounds) and '
+                'me_max, or lower the learning rate',
             )
         entropy = values.get(f'{name}/teacher_entropy')
         if entropy is None:

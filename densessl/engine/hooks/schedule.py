@@ -9,15 +9,23 @@ from densessl.schedules import Progress, cosine
 
 
 def learning_rate(
-    peak: float, end: float, warmup_steps: int, progress: Progress
+    peak: float,
+    end: float,
+    warmup_steps: int,
+    progress: Progress,
+    product: bool = False,
 ) -> float:
     """Linear from 0 to ``peak`` over the warm-up's steps, then a cosine to ``end``.
 
-    The last step of the warm-up has the peak already, as in DINO's code.
+    The last step of the warm-up has the peak already, as in DINO's code. With
+    ``product`` the cosine spans the whole run, and the warm-up is a factor of it.
     """
     step = progress.step
+    share = min(step / max(warmup_steps - 1, 1), 1.0) if warmup_steps else 1.0
+    if product:
+        return share * cosine(peak, end, step, progress.total_steps)
     if step < warmup_steps:
-        return peak * step / max(warmup_steps - 1, 1)
+        return share * peak
     return cosine(peak, end, step - warmup_steps, progress.total_steps - warmup_steps)
 
 
@@ -35,6 +43,8 @@ class ScheduleHook(Hook):
         relative: whether ``min_lr`` is a share of the peak.
         end_weight_decay: weight decay at the end; None keeps it constant.
         base_batch_size: images the config's lr holds for; None scales nothing.
+        product: a cosine over the whole run times the warm-up (LOCA's code), not one
+            after the other.
     """
 
     priority = 'HIGHEST'  # before the values are logged
@@ -47,12 +57,14 @@ class ScheduleHook(Hook):
         relative: bool = False,
         end_weight_decay: float | None = None,
         base_batch_size: int | None = 256,
+        product: bool = False,
     ) -> None:
         self.warmup_epochs = warmup_epochs
         self.min_lr = min_lr
         self.relative = relative
         self.end_weight_decay = end_weight_decay
         self.base_batch_size = base_batch_size
+        self.product = product
 
     def before_run(self, runner) -> None:
         """Note the config's values, and scale the lr by the batch."""
@@ -76,7 +88,9 @@ class ScheduleHook(Hook):
         progress = runner.train_loop.progress
         warmup = round(self.warmup_epochs * progress.steps_per_epoch)
         end = self.min_lr * self._peak if self.relative else self.min_lr
-        lr = learning_rate(self._peak, min(end, self._peak), warmup, progress)
+        lr = learning_rate(
+            self._peak, min(end, self._peak), warmup, progress, self.product
+        )
         optimizer = runner.optim_wrapper.optimizer
         start = optimizer.defaults['weight_decay']
         ratio = 1.0

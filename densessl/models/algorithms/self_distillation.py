@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
-from densessl.models.features import ViewFeatures
-from densessl.registry import MODELS
+from densessl.models.backbones.vision_transformer import VisionTransformer
+from densessl.models.features import Tokens, ViewFeatures
+from densessl.models.patch_drop import PatchDrop, gather_tokens
+from densessl.registry import MODELS, TASK_UTILS
 from densessl.schedules import Progress, cosine
 
 
@@ -45,14 +48,20 @@ class SelfDistillation(BaseModel):
         backbone: config of a backbone.
         neck: config of a neck; it is given the backbone's ``embed_dims``.
         heads: configs by name; each is given ``embed_dims``. Losses are logged as
-            ``loss_<name>``. A head that is not ``enabled`` is left out.
+            ``loss_<name>``. A head that is None or not ``enabled`` is left out.
         teacher_momentum: share of the old teacher that stays in step 0, as the papers
             count it (0.996); MMEngine's EMA momentum is 1 minus this.
         average_losses: divide the weighted sum of the heads' losses by the sum of their
             weights, as EsViT and GLSD do, so that one head more or less does not change
             the scale.
         accumulate: parts a batch is split into; each goes forward and backward on its
-            own, and one step follows. Results equal those of the whole batch.
+            own, and one step follows. Results equal those of the whole batch, but for
+            what is drawn or taken over a batch: batch norm, patch dropping, and the
+            targets and mean predictions of :class:`densessl.models.heads.ClusterHead`.
+        drop: by role, configs of :class:`densessl.models.PatchDrop`: patches that the
+            student does without; None for none.
+        no_positions: roles whose views the student sees without position embeddings;
+            where these are all, the embeddings stay as they were drawn.
         data_preprocessor: config of the preprocessor.
     """
 
@@ -60,11 +69,13 @@ class SelfDistillation(BaseModel):
         self,
         backbone: dict,
         neck: dict,
-        heads: dict[str, dict],
+        heads: dict[str, dict | None],
         *,
         teacher_momentum: float = 0.996,
         average_losses: bool = False,
         accumulate: int = 1,
+        drop: dict[str, dict | None] | None = None,
+        no_positions: Sequence[str] = (),
         data_preprocessor: dict | None = None,
     ) -> None:
         preprocessor = data_preprocessor or dict(type='ViewPreprocessor')
@@ -90,7 +101,9 @@ class SelfDistillation(BaseModel):
         width = dict(embed_dims=self.backbone.embed_dims)
         self.neck = MODELS.build(neck, default_args=width)
         built = {
-            name: MODELS.build(cfg, default_args=width) for name, cfg in heads.items()
+            name: MODELS.build(cfg, default_args=width)
+            for name, cfg in heads.items()
+            if cfg is not None
         }
         self.heads = nn.ModuleDict(
             {n: head for n, head in built.items() if head.enabled}
@@ -109,8 +122,19 @@ class SelfDistillation(BaseModel):
                 module.drop_prob = 0.0
             elif isinstance(module, nn.Dropout):
                 module.p = 0.0
-        roles = [head.teacher_roles for head in self.heads.values()]
-        self._teacher_roles = None if None in roles else {r for rs in roles for r in rs}
+        self._teacher_roles = _union(h.teacher_roles for h in self.heads.values())
+        self._student_roles = _union(h.student_roles for h in self.heads.values())
+        self.drop: dict[str, PatchDrop] = {
+            role: TASK_UTILS.build(cfg)
+            for role, cfg in (drop or {}).items()
+            if cfg is not None
+        }
+        self.no_positions = tuple(no_positions)
+        self._check_drop()
+        if self.no_positions and self._student_roles == set(self.no_positions):
+            self.backbone.pos_embed.requires_grad_(False)  # DDP waits for gradients
+        self._pointing = [n for n, head in self.heads.items() if head.needs_points]
+        self._check_points()
 
     def init_weights(self) -> None:
         """Constructors draw the weights; a backbone's ``init_cfg`` may replace them."""
@@ -127,12 +151,16 @@ class SelfDistillation(BaseModel):
             mode: ``'loss'`` for a dict of scalars with the ``'loss'`` to minimise, or
                 ``'tensor'`` for the teacher's :class:`ViewFeatures` of all views.
         """
+        points = ({}, {})
+        if mode != 'tensor' and self._pointing:
+            head = self.heads[self._pointing[0]]
+            points = head.place_points(geometry, _places(inputs))
         with torch.no_grad():
             roles = None if mode == 'tensor' else self._teacher_roles
-            teacher = self._features(self.teacher, inputs, roles)
+            teacher = self._features(self.teacher, inputs, roles, points[1])
         if mode == 'tensor':
             return teacher
-        student = self._features(self, inputs, None)
+        student = self._features(self, inputs, self._student_roles, points[0])
         log, total = {}, 0.0
         for name, head in self.heads.items():
             terms = head.loss(student, teacher, geometry, name)
@@ -210,21 +238,53 @@ class SelfDistillation(BaseModel):
             )
 
     def _features(
-        self, branch: nn.Module, inputs: dict[str, Tensor], roles: set[str] | None
+        self,
+        branch: nn.Module,
+        inputs: dict[str, Tensor],
+        roles: set[str] | None,
+        points: dict[str, Tensor] | None = None,
     ) -> ViewFeatures:
-        """Features of one branch; roles of equal size share a forward."""
+        """Features of one branch; roles that are treated alike share a forward."""
+        points = points or {}
+        drop = self.drop if branch is self else {}
+        bare = self.no_positions if branch is self else ()
+        named = {*(roles or ()), *drop, *bare}
+        if not named <= inputs.keys():
+            raise DenseSSLError(
+                'SelfDistillation: heads, drop or no_positions name '
+                f'{", ".join(sorted(named - inputs.keys()))}, but the views are '
+                f'{", ".join(inputs)}; name roles of the recipe of views'
+            )
         wanted = [role for role in inputs if roles is None or role in roles]
-        by_size: dict[tuple[int, ...], list[str]] = {}
+        alike: dict[tuple, list[str]] = {}
         for role in wanted:
-            by_size.setdefault(tuple(inputs[role].shape[2:]), []).append(role)
-        tokens, grids, pooled = {}, {}, {}
-        for group in by_size.values():
+            count = points[role].shape[2] if role in points else 0
+            key = (
+                *inputs[role].shape[2:],
+                role in bare,
+                role if role in drop else '',
+                count,
+            )
+            alike.setdefault(key, []).append(role)
+        tokens, grids, pooled, kept, references = {}, {}, {}, {}, {}
+        for group in alike.values():
             counts = [len(inputs[role]) for role in group]
             images = inputs[group[0]]
             if len(group) > 1:
                 images = torch.cat([inputs[role] for role in group])
-            out = branch.backbone(images.flatten(0, 1))
             shape = images.shape[:2]
+            options = dict(positions=False) if group[0] in bare else {}
+            if group[0] in points:
+                places = torch.cat([points[role] for role in group])
+                options['references'] = self._reference_tokens(branch, places, images)
+            out, index = _encode(
+                branch.backbone, images.flatten(0, 1), drop.get(group[0]), options
+            )
+            if out.references is not None:
+                parts = out.references.unflatten(0, shape).split(counts)
+                references.update(zip(group, parts, strict=True))
+            if index is not None:
+                kept[group[0]] = index.unflatten(0, shape)
             parts = zip(
                 group,
                 out.patches.unflatten(0, shape).split(counts),
@@ -240,7 +300,52 @@ class SelfDistillation(BaseModel):
             grids=grids,
             neck=branch.neck,
             projectors=branch.projectors,
+            kept=kept,
+            references=references,
+            places=_places(inputs),
         )
+
+    def _reference_tokens(
+        self, branch: nn.Module, points: Tensor, images: Tensor
+    ) -> Tensor:
+        """``(v * B, m, D)`` for points ``(v, B, m, 2)`` of a branch's views."""
+        (name,) = self._pointing
+        grid = tuple(side // branch.backbone.patch_size for side in images.shape[-2:])
+        return self.heads[name].reference_tokens(
+            branch.backbone, branch.projectors[name], points.flatten(0, 1), grid
+        )
+
+    def _check_points(self) -> None:
+        if len(self._pointing) > 1:
+            raise DenseSSLError(
+                f'SelfDistillation: heads {" and ".join(self._pointing)} both ask for '
+                'reference tokens; leave one of them'
+            )
+        if self._pointing and not isinstance(self.backbone, VisionTransformer):
+            raise DenseSSLError(
+                f'SelfDistillation: head {self._pointing[0]!r} uses reference tokens, '
+                'which need a ViT, and the backbone is '
+                f'{type(self.backbone).__name__}; use VisionTransformer'
+            )
+
+    def _check_drop(self) -> None:
+        """Heads and backbone can do without what ``drop`` and ``no_positions`` take."""
+        vit = isinstance(self.backbone, VisionTransformer)
+        before = [r for r, drop in self.drop.items() if not drop.after_encoder]
+        if not vit and (before or self.no_positions):
+            raise DenseSSLError(
+                'SelfDistillation: drop before the encoder and no_positions need a '
+                f'VisionTransformer, the backbone is {type(self.backbone).__name__}; '
+                'set after_encoder=True, or leave them out'
+            )
+        for name, head in self.heads.items():
+            seen = self.drop if head.student_roles is None else head.student_roles
+            lost = [role for role in seen if role in self.drop]
+            if head.whole_views and lost:
+                raise DenseSSLError(
+                    f'SelfDistillation: head {name!r} needs every patch of its views, '
+                    f'and drop takes some of {", ".join(lost)}; leave one of them out'
+                )
 
     def _split(self, data: dict) -> Iterable[dict]:
         if self.accumulate == 1:
@@ -268,6 +373,35 @@ class SelfDistillation(BaseModel):
             if last_layer is not None and epochs < head.freeze_last_layer_epochs:
                 for parameter in last_layer.parameters():
                     parameter.grad = None
+
+
+def _union(roles: Iterable[tuple[str, ...] | None]) -> set[str] | None:
+    """Roles that any head asks for; None, for all, where one asks for all."""
+    roles = list(roles)
+    return None if None in roles else {role for some in roles for role in some}
+
+
+def _places(inputs: dict[str, Tensor]) -> dict[str, slice]:
+    places, start = {}, 0
+    for role, views in inputs.items():
+        places[role] = slice(start, start + len(views))
+        start += len(views)
+    return places
+
+
+def _encode(
+    backbone: nn.Module, images: Tensor, drop: PatchDrop | None, options: dict
+) -> tuple[Tokens, Tensor | None]:
+    """Tokens of ``(B, C, H, W)``; with ``drop``, of some patches and which ones."""
+    if drop is None:
+        return backbone(images, **options), None
+    if drop.after_encoder:
+        out = backbone(images, **options)
+        index = drop(out.grid, len(images), images.device)
+        return replace(out, patches=gather_tokens(out.patches, index)), index
+    grid = tuple(side // backbone.patch_size for side in images.shape[-2:])
+    index = drop(grid, len(images), images.device)
+    return backbone(images, keep=index, **options), index
 
 
 def _check_finite(terms: dict[str, Tensor]) -> None:

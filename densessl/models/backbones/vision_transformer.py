@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
 from densessl.models.features import Tokens
 from densessl.models.mlp import LeanMlp
 from densessl.registry import MODELS
+
+from .reference_block import ReferenceBlock
 
 # width, depth, heads
 ARCHITECTURES = {
@@ -35,16 +37,21 @@ def init_linear(module: nn.Module) -> None:
 
 
 def resize_pos_embed(
-    table: Tensor, grid: tuple[int, int], offset: float = 0.1
+    table: Tensor,
+    grid: tuple[int, int],
+    offset: float = 0.1,
+    mode: Literal['bicubic', 'bilinear'] = 'bicubic',
 ) -> Tensor:
-    """Position embeddings for another grid, bicubic without antialiasing.
+    """Position embeddings for another grid.
 
     Args:
         table: ``(1, h0, w0, D)``.
         grid: ``(h, w)`` to resize to.
         offset: added to ``h`` and ``w`` before the scale is taken. DINO's code, which
             the methods here build on, resizes by ``(h + 0.1) / h0`` and so samples at
-            slightly shifted places; 0 gives the plain resize.
+            slightly shifted places; 0 gives the plain resize. Bicubic only.
+        mode: ``'bicubic'`` without antialiasing (DINO's code), or ``'bilinear'`` with
+            it (LOCA's).
 
     Returns:
         ``(1, h * w, D)``; the table itself where the grids are equal.
@@ -52,13 +59,16 @@ def resize_pos_embed(
     h0, w0 = table.shape[1:3]
     if (h0, w0) == tuple(grid):
         return table.flatten(1, 2)
-    scale = ((grid[0] + offset) / h0, (grid[1] + offset) / w0)
-    resized = F.interpolate(
-        table.permute(0, 3, 1, 2).float(),
-        scale_factor=scale,
-        mode='bicubic',
-        recompute_scale_factor=False,
-    )
+    table_chw = table.permute(0, 3, 1, 2).float()
+    if mode == 'bilinear':
+        resized = F.interpolate(table_chw, size=grid, mode=mode, antialias=True)
+    else:
+        resized = F.interpolate(
+            table_chw,
+            scale_factor=((grid[0] + offset) / h0, (grid[1] + offset) / w0),
+            mode='bicubic',
+            recompute_scale_factor=False,
+        )
     if resized.shape[2:] != tuple(grid):
         raise AssertionError(f'{tuple(resized.shape)} for a grid of {grid}')
     return resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
@@ -80,6 +90,8 @@ class VisionTransformer(BaseModule):
         final_norm: LayerNorm on the output of the last block.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         pos_embed_offset: see :func:`resize_pos_embed`.
+        pos_embed_resize: its mode, ``'bicubic'`` or ``'bilinear'``.
+        pos_embed_std: standard deviation of the embeddings at the start.
         mlp_ratio: hidden width of the MLP over ``embed_dims``.
         init_cfg: MMEngine's initialisation, for use in downstream packages.
 
@@ -99,6 +111,8 @@ class VisionTransformer(BaseModule):
         final_norm: bool = True,
         drop_path_rate: float = 0.0,
         pos_embed_offset: float = 0.1,
+        pos_embed_resize: Literal['bicubic', 'bilinear'] = 'bicubic',
+        pos_embed_std: float = 0.02,
         mlp_ratio: float = 4.0,
         init_cfg: dict | None = None,
     ) -> None:
@@ -121,6 +135,12 @@ class VisionTransformer(BaseModule):
         self.embed_dims = width
         self.patch_size = patch_size
         self.pos_embed_offset = pos_embed_offset
+        if pos_embed_resize not in ('bicubic', 'bilinear'):
+            raise DenseSSLError(
+                f'VisionTransformer: pos_embed_resize={pos_embed_resize!r}; choose '
+                'bicubic or bilinear'
+            )
+        self.pos_embed_resize = pos_embed_resize
         side = img_size // patch_size
 
         self.patch_embed = PatchEmbed(
@@ -138,7 +158,7 @@ class VisionTransformer(BaseModule):
         )
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(
+            ReferenceBlock(
                 width,
                 heads,
                 mlp_ratio=mlp_ratio,
@@ -153,17 +173,17 @@ class VisionTransformer(BaseModule):
         self._table_side = side
 
         self.apply(init_linear)
-        for parameter in (self.cls_token, self.pos_embed):
+        for parameter, std in ((self.cls_token, 0.02), (self.pos_embed, pos_embed_std)):
             if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.trunc_normal_(parameter, std=std)
 
     def forward(
         self,
         images: Tensor,
         *,
         keep: Tensor | None = None,
-        extra_tokens: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        references: Tensor | None = None,
+        positions: bool = True,
     ) -> Tokens:
         """Tokens of the last block.
 
@@ -171,9 +191,10 @@ class VisionTransformer(BaseModule):
             images: ``(B, C, H, W)``, normalised; the patch divides ``H`` and ``W``.
             keep: ``(B, n)`` raster indices of the patches to keep; the others are
                 dropped before the first block. None keeps all.
-            extra_tokens: ``(B, M, D)``, put after the patches as they are.
-            attn_mask: additive or boolean (True = may attend), broadcastable to
-                ``(B, heads, T, T)``, over ``[cls, patches, extra]``.
+            references: ``(B, M, D)`` tokens that attend to the patches and to
+                themselves, and that nobody attends to: with them or without, class
+                token and patches are the same.
+            positions: whether the tokens get their position embeddings.
 
         Returns:
             :class:`Tokens`; with ``keep``, ``patches`` is ``(B, n, D)``.
@@ -182,8 +203,8 @@ class VisionTransformer(BaseModule):
             images,
             [len(self.blocks) - 1],
             keep=keep,
-            extra_tokens=extra_tokens,
-            attn_mask=attn_mask,
+            references=references,
+            positions=positions,
         )[0]
 
     def forward_layers(
@@ -192,8 +213,8 @@ class VisionTransformer(BaseModule):
         layers: Sequence[int],
         *,
         keep: Tensor | None = None,
-        extra_tokens: Tensor | None = None,
-        attn_mask: Tensor | None = None,
+        references: Tensor | None = None,
+        positions: bool = True,
     ) -> list[Tokens]:
         """Tokens after chosen blocks, each through the final norm; see ``forward``.
 
@@ -201,8 +222,8 @@ class VisionTransformer(BaseModule):
             images: as in ``forward``.
             layers: blocks counted from 0; negative ones count from the end.
             keep: as in ``forward``.
-            extra_tokens: as in ``forward``.
-            attn_mask: as in ``forward``.
+            references: as in ``forward``.
+            positions: as in ``forward``.
         """
         depth = len(self.blocks)
         if any(not -depth <= layer < depth for layer in layers):
@@ -211,13 +232,22 @@ class VisionTransformer(BaseModule):
                 f'blocks; count from 0 to {depth - 1}'
             )
         wanted = [layer % depth for layer in layers]
-        x, grid = self.embed(images, keep, extra_tokens)
+        x, grid = self.embed(images, keep, positions)
+        first = int(self.cls_token is not None)
         outputs = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = block(x, attn_mask=attn_mask)
+            if references is None:
+                x = block(x)
+            else:
+                x, references = block.with_references(x, references, first)
             if i in wanted:
-                extra = 0 if extra_tokens is None else extra_tokens.shape[1]
-                outputs[i] = self._split(self.norm(x), grid, extra)
+                out = self.norm(x)
+                outputs[i] = Tokens(
+                    patches=out[:, first:],
+                    grid=grid,
+                    cls=out[:, 0] if first else None,
+                    references=None if references is None else self.norm(references),
+                )
         return [outputs[layer] for layer in wanted]
 
     def last_attention(self, images: Tensor) -> Tensor:
@@ -235,7 +265,7 @@ class VisionTransformer(BaseModule):
         self,
         images: Tensor,
         keep: Tensor | None = None,
-        extra_tokens: Tensor | None = None,
+        positions: bool = True,
     ) -> tuple[Tensor, tuple[int, int]]:
         """Input of the first block ``(B, T, D)``, and the patch grid ``(h, w)``."""
         height, width = images.shape[-2:]
@@ -246,18 +276,17 @@ class VisionTransformer(BaseModule):
             )
         grid = (height // self.patch_size, width // self.patch_size)
         x = self.patch_embed(images)
-        cls_pos, patch_pos = self.position_embeddings(grid)
+        cls_pos, patch_pos = (
+            self.position_embeddings(grid) if positions else (None, None)
+        )
         if patch_pos is not None:
             x = x + patch_pos
         if keep is not None:
             x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
-        parts = [x]
         if self.cls_token is not None:
             cls = self.cls_token if cls_pos is None else self.cls_token + cls_pos
-            parts.insert(0, cls.expand(len(x), -1, -1))
-        if extra_tokens is not None:
-            parts.append(extra_tokens)
-        return (torch.cat(parts, 1) if len(parts) > 1 else x), grid
+            x = torch.cat([cls.expand(len(x), -1, -1), x], 1)
+        return x, grid
 
     def position_embeddings(
         self, grid: tuple[int, int]
@@ -265,23 +294,61 @@ class VisionTransformer(BaseModule):
         """Embeddings of the class token ``(1, 1, D)`` and of a grid ``(1, N, D)``."""
         if self.pos_embed is None:
             return None, None
-        cls_count = int(self.cls_token is not None)
-        cls_pos, patches = self.pos_embed.split(
-            [cls_count, self.pos_embed.shape[1] - cls_count], dim=1
+        cls_pos, table = self._position_table()
+        resized = resize_pos_embed(
+            table, grid, self.pos_embed_offset, self.pos_embed_resize
         )
-        table = patches.unflatten(1, (self._table_side, self._table_side))
-        resized = resize_pos_embed(table, grid, self.pos_embed_offset)
-        return (cls_pos if cls_count else None), resized
+        return cls_pos, resized
 
-    def _split(self, x: Tensor, grid: tuple[int, int], extra: int) -> Tokens:
-        first = int(self.cls_token is not None)
-        last = x.shape[1] - extra
-        return Tokens(
-            patches=x[:, first:last],
-            grid=grid,
-            cls=x[:, 0] if first else None,
-            extra=x[:, last:] if extra else None,
+    def position_embeddings_at(self, points: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Embeddings between the patches, bicubic; at a patch's centre its own.
+
+        They are samples of the table itself, also where the grid is another one: a
+        table resized by ``'bicubic'`` consists of such samples.
+
+        Args:
+            points: ``(B, M, 2)`` fractions ``(x, y)`` of the input, in ``[0, 1]``.
+            grid: ``(h, w)`` patches of the input.
+
+        Returns:
+            ``(B, M, D)``.
+
+        Raises:
+            DenseSSLError: there are no position embeddings, or a point lies outside
+                (looked at on a CPU only, where it costs no wait).
+        """
+        if self.pos_embed is None:
+            raise DenseSSLError(
+                'VisionTransformer: reference tokens are position embeddings, and '
+                'pos_embed=False leaves none; set pos_embed=True'
+            )
+        inside = (points >= 0) & (points <= 1)
+        if points.device.type == 'cpu' and not bool(inside.all()):
+            raise DenseSSLError(
+                'VisionTransformer: a reference point lies outside its view, at '
+                f'{points.min():.3g} or {points.max():.3g} of the side; give fractions '
+                'of the view in [0, 1]'
+            )
+        _, table = self._position_table()
+        side = self._table_side
+        offset = 0.0 if grid == (side, side) else self.pos_embed_offset
+        h, w = grid
+        shift = points.new_tensor([w / (w + offset), h / (h + offset)])
+        sampled = F.grid_sample(
+            table.permute(0, 3, 1, 2).float(),
+            (2 * points * shift - 1)[None].float(),
+            mode='bicubic',
+            padding_mode='border',
+            align_corners=False,
         )
+        return sampled[0].permute(1, 2, 0).to(table.dtype)
+
+    def _position_table(self) -> tuple[Tensor | None, Tensor]:
+        """The class token's ``(1, 1, D)`` and the patches' ``(1, h0, w0, D)``."""
+        first = int(self.cls_token is not None)
+        patches = self.pos_embed[:, first:]
+        table = patches.unflatten(1, (self._table_side, self._table_side))
+        return (self.pos_embed[:, :1] if first else None), table
 
 
 def _layer_norm(width: int, **kwargs) -> nn.LayerNorm:

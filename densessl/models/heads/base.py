@@ -20,13 +20,16 @@ class Head(nn.Module):
     """A pretext task: its projector, its targets, its loss.
 
     The algorithm calls, each step, ``start_step`` once, ``loss`` for each part of the
-    batch, and ``end_step`` once; ``end_step`` is the only place that talks to other
-    ranks. The projector belongs to the branches: the student trains it, the teacher
-    holds an averaged copy.
+    batch, and ``end_step`` once. Ranks talk to each other in ``end_step``; in ``loss``
+    only where the objective itself is one of the whole batch (LOCA's). The projector
+    belongs to the branches: the student trains it, the teacher holds an averaged copy.
 
     Attributes:
         enabled: whether the head takes part; the algorithm leaves others out.
         teacher_roles: roles of the views the teacher must see, None for all.
+        student_roles: roles of the views the student must see, None for all.
+        whole_views: whether the head needs every patch of the student's views.
+        needs_points: whether the backbone must carry reference tokens for the head.
         loss_weight: factor of the head's loss in the total.
         freeze_last_layer_epochs: epochs in which the projector's last layer gets no
             gradient.
@@ -34,6 +37,9 @@ class Head(nn.Module):
 
     enabled: bool = True
     teacher_roles: tuple[str, ...] | None = None
+    student_roles: tuple[str, ...] | None = None
+    whole_views: bool = True
+    needs_points: bool = False
     loss_weight: float = 1.0
     freeze_last_layer_epochs: float = 0
 
@@ -44,13 +50,45 @@ class Head(nn.Module):
     def start_step(self, progress: Progress) -> None:
         """Set what depends on how far the training is."""
 
+    def place_points(
+        self, geometry, places: dict[str, slice]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Where the reference points of a batch lie; asked for if ``needs_points``.
+
+        Args:
+            geometry: :class:`densessl.geometry.ViewGeometry` ``(B, V)`` or None.
+            places: where the views of a role stand among the ``V``.
+
+        Returns:
+            For the student and for the teacher, by role, ``(v, B, m, 2)`` points
+            ``(x, y)`` in view coordinates.
+        """
+        raise NotImplementedError
+
+    def reference_tokens(
+        self,
+        backbone: nn.Module,
+        projector: nn.Module,
+        points: Tensor,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """Tokens ``(B, m, D)`` that a branch's backbone is to carry for points.
+
+        Args:
+            backbone: the branch's own.
+            projector: the branch's own, of this head.
+            points: ``(B, m, 2)`` in view coordinates.
+            grid: ``(h, w)`` patches of the views.
+        """
+        raise NotImplementedError
+
     def loss(
         self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
     ) -> dict[str, Tensor]:
         """Scalars of one part of a batch: ``'loss'`` and monitors (detached).
 
         Args:
-            student: features of all views.
+            student: features of at least the roles of ``student_roles``.
             teacher: features of at least the roles of ``teacher_roles``.
             geometry: :class:`densessl.geometry.ViewGeometry` ``(B, V)`` or None.
             name: the head's own name, the key of its projectors.

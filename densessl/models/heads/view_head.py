@@ -27,8 +27,12 @@ class ViewHead(DistillationHead):
         target_role: role of the views the teacher predicts from; they come first.
         center_views: whether the centre averages the teacher's outputs of the
             ``'target'`` views (DINO), or of ``'all'`` views (SelfPatch's code).
+        student_views: whether the student predicts from ``'all'`` views (the papers),
+            or from the ``'target'`` views alone (DenseDINO's published command).
         **options: see :class:`DistillationHead`.
     """
+
+    whole_views = False
 
     def __init__(
         self,
@@ -37,25 +41,31 @@ class ViewHead(DistillationHead):
         *,
         target_role: str = 'global',
         center_views: Literal['target', 'all'] = 'target',
+        student_views: Literal['target', 'all'] = 'all',
         **options,
     ) -> None:
         super().__init__(embed_dims, out_dims, **options)
         self.target_role = target_role
         self.center_views = center_views
+        self.student_views = student_views
         self.teacher_roles = (target_role,) if center_views == 'target' else None
+        self.student_roles = (target_role,) if student_views == 'target' else None
 
     def loss(
         self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
     ) -> dict[str, Tensor]:
         """See :meth:`Head.loss`."""
         targets = len(teacher.tokens[self.target_role])
-        weights = pair_weights(len(student.pooled), targets, student.pooled.device)
+        pooled = student.pooled
+        if self.student_views == 'target':
+            pooled = student.pooled_of(self.target_role)
+        weights = pair_weights(len(pooled), targets, pooled.device)
         return self.distill(
-            student.pooled.transpose(0, 1),
+            pooled.transpose(0, 1),
             student.projectors[name],
             teacher.pooled[:targets].transpose(0, 1),
             teacher.projectors[name],
-            Pairs.shared(weights, student.pooled.shape[1]),
+            Pairs.shared(weights, pooled.shape[1]),
             teacher.pooled if self.center_views == 'all' else None,
         )
 

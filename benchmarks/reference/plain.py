@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import nn
 
 from densessl.matching import neighbour_index
 from densessl.models import Tokens
+from densessl.models.backbones.window_attention import (
+    LeanShiftWindowMSA,
+    ShiftWindowMSA,
+)
 from densessl.models.heads import RegionHead, SelfPatchHead
+from densessl.models.mlp import LeanLayers, LeanMlp
 
 
 class PlainStep:
@@ -31,6 +38,12 @@ class PlainStep:
         for module in model.modules():
             if hasattr(module, 'fused_attn'):
                 module.fused_attn = False
+            if isinstance(module, LeanMlp):  # a layer's output kept for each backward
+                module.__class__ = Mlp
+            elif isinstance(module, LeanLayers):
+                module.__class__ = nn.Sequential
+            elif isinstance(module, LeanShiftWindowMSA):
+                module.__class__ = ShiftWindowMSA
 
     def loss(self, data: dict) -> torch.Tensor:
         """Total loss of a preprocessed batch; moves the centres."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -78,6 +79,8 @@ def measure_plain_step(
     sys.path.insert(0, str(Path(densessl.__file__).parents[1] / 'benchmarks/reference'))
     from plain import PlainStep
 
+    cfg = copy.deepcopy(cfg)
+    cfg.optim_wrapper.optimizer.pop('fused', None)  # torch's default
     model, wrapper, batch = _set_up(cfg, batch_size)
     plain = PlainStep(model, wrapper.optimizer)
     whole = _time(lambda: plain.step(batch), steps, warmup)

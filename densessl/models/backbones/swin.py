@@ -13,6 +13,7 @@ from densessl.models.mlp import LeanLayers
 from densessl.registry import MODELS
 
 from .vision_transformer import init_linear
+from .window_attention import LeanShiftWindowMSA
 
 with warnings.catch_warnings():  # mmcv-lite has no compiled ops, and we need none
     warnings.filterwarnings('ignore', message='Fail to import')
@@ -79,6 +80,7 @@ class SwinTransformer(BaseModule):
         for stage in self.model.stages:
             for block in stage.blocks:
                 block.ffn.layers = LeanLayers(*block.ffn.layers)
+                block.attn.__class__ = LeanShiftWindowMSA  # the same parameters
         self.model.apply(init_linear)
         for name, parameter in self.model.named_parameters():
             if name.endswith('relative_position_bias_table'):

@@ -1,4 +1,4 @@
-"""DenseDINO on built-in scenes with a small ViT/8: about 3 minutes on 2 CPU cores.
+"""DenseDINO on built-in scenes with a small ViT/8, on a CPU.
 
 The views overlap by the paper's bounds, and the mean patch token is the view's
 representation, as in dino_vit-t8_demo.py.

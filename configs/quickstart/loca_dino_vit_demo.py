@@ -1,4 +1,4 @@
-"""LOCA beside DINO's view task, on built-in scenes: about 3 minutes on 2 CPU cores.
+"""LOCA beside DINO's view task, on built-in scenes, on a CPU.
 
 Two global views predict each other, and each is the reference of all other views.
 """

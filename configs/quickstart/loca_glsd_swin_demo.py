@@ -1,7 +1,6 @@
 """GLSD with LOCA's clusters as a third task, on built-in scenes.
 
 Regions matched by place and balanced clusters supervise the same tokens of a small Swin.
-About 4 minutes on 2 CPU cores.
 """
 
 _base_ = ['glsd_swin_demo.py']

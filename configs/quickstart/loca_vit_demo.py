@@ -1,4 +1,4 @@
-"""LOCA on built-in scenes with a small ViT/8: about 3 minutes on 2 CPU cores."""
+"""LOCA on built-in scenes with a small ViT/8, on a CPU."""
 
 _base_ = [
     '../_base_/quickstart.py',

@@ -1,4 +1,4 @@
-"""SelfPatch with reference points beside it, on built-in scenes: about 3 minutes."""
+"""SelfPatch with reference points beside it, on built-in scenes, on a CPU."""
 
 _base_ = ['selfpatch_vit-t8_demo.py']
 _view = dict(role='global', size=64, scale=(0.4, 1.0), grayscale=1.0, blur=0.1)

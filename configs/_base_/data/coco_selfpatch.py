@@ -1,14 +1,10 @@
 """COCO train2017, 2 x 224 + 2 x 96 with the crop scales of SelfPatch."""
 
+_base_ = ['loader.py']
 _global = dict(role='global', size=224, scale=(0.25, 1.0))
 train_dataloader = dict(
     batch_size=32,
-    num_workers=10,
-    sampler=dict(type='EpochSampler'),
-    batch_sampler=dict(type='GlobalBatchSampler'),
-    collate_fn=dict(type='densessl.collate_views'),
     dataset=dict(
-        type='UnlabelledImages',
         data_root='data/coco/train2017',
         pipeline=[
             dict(type='LoadImage', lazy=True),

@@ -4,14 +4,13 @@ Grey, because the classes of the scenes do not depend on colour: without the sho
 colour, a short run learns textures and shapes.
 """
 
+_base_ = ['loader.py']
 _view = dict(role='global', size=64, scale=(0.4, 1.0), grayscale=1.0, blur=0.1)
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
     # an epoch shows 2000 images, whatever the folder that --data names
-    sampler=dict(type='EpochSampler', length=2000),
-    batch_sampler=dict(type='GlobalBatchSampler'),
-    collate_fn=dict(type='densessl.collate_views'),
+    sampler=dict(length=2000),
     dataset=dict(
         type='DemoScenes',
         length=2000,

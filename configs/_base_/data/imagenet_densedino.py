@@ -1,14 +1,10 @@
 """ImageNet-1K, 4 x 224 pixels that overlap: 2 global views and 2 more of their scale."""
 
+_base_ = ['loader.py']
 _view = dict(size=224, scale=(0.25, 1.0))
 train_dataloader = dict(
     batch_size=64,
-    num_workers=10,
-    sampler=dict(type='EpochSampler'),
-    batch_sampler=dict(type='GlobalBatchSampler'),
-    collate_fn=dict(type='densessl.collate_views'),
     dataset=dict(
-        type='UnlabelledImages',
         data_root='data/imagenet/train',
         pipeline=[
             dict(type='LoadImage', lazy=True),

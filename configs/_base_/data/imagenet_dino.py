@@ -1,14 +1,10 @@
 """ImageNet-1K, 2 x 224 + 8 x 96 with the crop scales of DINO, EsViT and GLSD."""
 
+_base_ = ['loader.py']
 _global = dict(role='global', size=224, scale=(0.4, 1.0))
 train_dataloader = dict(
     batch_size=64,
-    num_workers=10,
-    sampler=dict(type='EpochSampler'),
-    batch_sampler=dict(type='GlobalBatchSampler'),
-    collate_fn=dict(type='densessl.collate_views'),
     dataset=dict(
-        type='UnlabelledImages',
         data_root='data/imagenet/train',
         pipeline=[
             dict(type='LoadImage', lazy=True),

@@ -1,14 +1,10 @@
 """ImageNet-1K, one reference and ten queries: a random one (224) and nine focal (96)."""
 
+_base_ = ['loader.py']
 _large = dict(size=224, scale=(0.32, 1.0))
 train_dataloader = dict(
     batch_size=128,
-    num_workers=10,
-    sampler=dict(type='EpochSampler'),
-    batch_sampler=dict(type='GlobalBatchSampler'),
-    collate_fn=dict(type='densessl.collate_views'),
     dataset=dict(
-        type='UnlabelledImages',
         data_root='data/imagenet/train',
         pipeline=[
             dict(type='LoadImage', lazy=True),

@@ -1,4 +1,4 @@
-"""GLSD on built-in scenes with a small Swin: 3 min 40 s on 2 CPU cores."""
+"""GLSD on built-in scenes with a small Swin: under 4 minutes on 2 CPU cores."""
 
 _base_ = [
     '../_base_/quickstart.py',

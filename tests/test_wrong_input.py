@@ -78,6 +78,13 @@ def test_missing_config(capfd):
     assert 'no such file' in error_of(capfd, 'configs/nothing.py')
 
 
+def test_custom_import_that_is_not_there(capfd, small_config, tmp_path):
+    with open(small_config, 'a') as file:
+        file.write("custom_imports = dict(imports=['no_such_matcher'])\n")
+    line = error_of(capfd, small_config, '--work-dir', tmp_path / 'run')
+    assert 'no_such_matcher' in line and 'PYTHONPATH' in line
+
+
 def test_missing_and_empty_folder(capfd, small_config, tmp_path):
     work = ('--work-dir', tmp_path / 'w')
     line = error_of(capfd, small_config, '--data', tmp_path / 'nowhere', *work)

@@ -1,14 +1,4 @@
 """DINO on the views of densedino_vit-s16: the baseline of DenseDINO. Not yet run here."""
 
 _base_ = ['densedino_vit-s16.py']
-model = dict(
-    heads=dict(
-        _delete_=True,
-        view=dict(
-            type='ViewHead',
-            out_dims=65536,
-            teacher_temp=0.04,
-            projector=dict(norm_last_layer=True),
-        ),
-    )
-)
+model = dict(heads=dict(view=dict(student_views='all', loss_weight=1.0), points=None))

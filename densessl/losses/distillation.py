@@ -142,6 +142,21 @@ class Pairs:
             yield slice(start[0], end[0]), slice(start[1], end[1])
 
 
+def rows_at_once(rows: Tensor, width: int, chunk_bytes: int | None = None) -> int:
+    """How many rows of ``width`` logits one tensor may hold, 1 or more.
+
+    Args:
+        rows: gives the device and the type of the logits.
+        width: of a row, ``K``.
+        chunk_bytes: bound on the tensor; None takes 24 MiB on CPU and 256 MiB
+            elsewhere.
+    """
+    if chunk_bytes is None:
+        on_cpu = rows.device.type == 'cpu'
+        chunk_bytes = CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
+    return max(1, chunk_bytes // (width * rows.dtype.itemsize))
+
+
 def distillation_loss(
     student: Tensor,
     student_layer: LastLayer,
@@ -172,7 +187,7 @@ def distillation_loss(
         student_temp: temperature of the student, > 0.
         teacher_temp: temperature of the teacher, > 0.
         chunk_bytes: bound on one tensor of logits (the teacher's: at least those of one
-            image); None takes 24 MiB on CPU and 256 MiB elsewhere.
+            image); see :func:`rows_at_once`.
 
     Raises:
         ValueError: shapes disagree.
@@ -192,11 +207,8 @@ def distillation_loss(
             f'{sum(pairs.rows)} and {sum(pairs.queries)} rows, last layers '
             f'{tuple(v_s.shape)} and {tuple(v_t.shape)}, centre {tuple(center.shape)}'
         )
-    if chunk_bytes is None:
-        on_cpu = student.device.type == 'cpu'
-        chunk_bytes = CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
     dtype = torch.promote_types(student.dtype, torch.float32)
-    max_rows = max(1, chunk_bytes // (v_s.shape[0] * dtype.itemsize))
+    max_rows = rows_at_once(student.to(dtype), len(v_s), chunk_bytes)
     with torch.autocast(student.device.type, enabled=False):
         loss, entropy = _ChunkedCrossEntropy.apply(
             student.to(dtype),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .distillation import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
+from .distillation import rows_at_once
 
 Layer = Callable[[Tensor], Tensor]
 """From ``(n, d)`` to logits ``(n, K)``."""
@@ -42,8 +42,7 @@ def sinkhorn_center(
         temp: temperature, > 0.
         rounds: of columns, then rows; 0 gives ``c = 0``.
         all_reduce: sums a tensor over ranks, in place; None for one process.
-        chunk_bytes: bound on one tensor of logits; None takes 16 MiB on CPU and 256 MiB
-            elsewhere.
+        chunk_bytes: see :func:`densessl.losses.distillation.rows_at_once`.
 
     Returns:
         ``(K,)``, float32 or wider.
@@ -116,7 +115,4 @@ def _width(rows: Tensor, layer: Layer) -> int:
 
 
 def _chunks(rows: Tensor, width: int, chunk_bytes: int | None) -> tuple[Tensor, ...]:
-    if chunk_bytes is None:
-        on_cpu = rows.device.type == 'cpu'
-        chunk_bytes = CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
-    return rows.split(max(1, chunk_bytes // (width * rows.dtype.itemsize)))
+    return rows.split(rows_at_once(rows, width, chunk_bytes))

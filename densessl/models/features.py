@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 
@@ -52,7 +54,17 @@ class ViewFeatures:
     references: dict[str, Tensor] = field(default_factory=dict)
     places: dict[str, slice] = field(default_factory=dict)
 
+    def by_image(self, roles: Iterable[str] | None = None) -> Tensor:
+        """Tokens of the views of some roles, or of all, ``(B, M, D)``."""
+        roles = self.tokens if roles is None else roles
+        return torch.cat([by_image(self.tokens[role]) for role in roles], 1)
+
     def pooled_of(self, role: str) -> Tensor:
         """Representations of the views of a role, ``(v, B, D)``."""
         counts = [len(tokens) for tokens in self.tokens.values()]
         return self.pooled.split(counts)[list(self.tokens).index(role)]
+
+
+def by_image(tokens: Tensor) -> Tensor:
+    """``(v, B, N, D)`` -> ``(B, v * N, D)``."""
+    return tokens.transpose(0, 1).flatten(1, 2)

@@ -47,7 +47,10 @@ def setting(matching, seed=0):
         }
         pooled = torch.cat([x.mean(2) for x in tokens.values()])
         projector = head.build_projector().double()
-        sides.append(ViewFeatures(pooled, tokens, GRIDS, neck, {'r': projector}))
+        places = {'global': slice(0, 2), 'local': slice(2, 3)}
+        sides.append(
+            ViewFeatures(pooled, tokens, GRIDS, neck, {'r': projector}, places=places)
+        )
     return head, *sides
 
 

@@ -168,8 +168,8 @@ class ClusterHead(QueryHead):
             queries = torch.cat([student.pooled_of(role) for role in self.query_roles])
             references = teacher.pooled_of(self.reference_role)
             return queries.transpose(0, 1), references.transpose(0, 1)
-        tokens = teacher.tokens[self.reference_role].transpose(0, 1).flatten(1, 2)
-        queries = self.query_tokens(student)
+        tokens = teacher.by_image([self.reference_role])
+        queries = student.by_image(self.query_roles)
         return student.neck.normalize(queries), teacher.neck.normalize(tokens)
 
     def _match(self, student, teacher, geometry):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from densessl.errors import DenseSSLError
 from densessl.geometry import ViewGeometry
 from densessl.losses import Pairs
-from densessl.models.features import ViewFeatures
+from densessl.models.features import ViewFeatures, by_image
 from densessl.registry import MODELS
 
 from .base import DistillationHead, thin
@@ -171,10 +171,9 @@ class PointHead(DistillationHead):
         """See :meth:`Head.loss`."""
         pairs = Matchups.of(geometry, student.places[self.target_role])
         ours = [student.references.get(role) for role in student.places]
-        ours = [x.transpose(0, 1).flatten(1, 2) for x in ours if x is not None]
-        ours = torch.cat(ours, 1)
-        theirs = teacher.references[self.target_role].transpose(0, 1)
-        theirs = theirs.flatten(1, 2).unflatten(1, (-1, self.points))
+        ours = torch.cat([by_image(x) for x in ours if x is not None], 1)
+        theirs = by_image(teacher.references[self.target_role])
+        theirs = theirs.unflatten(1, (-1, self.points))
         theirs = theirs[:, pairs.by_target().argsort()].flatten(1, 2)
         images, rows = ours.shape[:2]
         meets = (pairs.target.overlap_area(pairs.student) > 0).to(torch.float)

@@ -105,7 +105,7 @@ class PositionHead(QueryHead):
     ) -> dict[str, Tensor]:
         """See :meth:`Head.loss`."""
         self._check_grids(student, teacher)
-        queries = self.query_tokens(student)  # (B, M, D)
+        queries = student.by_image(self.query_roles)  # (B, M, D)
         source = student if self.encoder == 'student' else teacher
         seen = self._attend(queries, source.tokens[self.reference_role])
         if self.task == 'box':

@@ -146,16 +146,6 @@ class QueryHead(Head):
             ),
         )
 
-    def query_tokens(self, student: ViewFeatures) -> Tensor:
-        """Tokens of the queries, image by image, ``(B, M, D)``."""
-        return torch.cat(
-            [
-                student.tokens[role].transpose(0, 1).flatten(1, 2)
-                for role in self.query_roles
-            ],
-            1,
-        )
-
     def monitored_features(self, teacher: ViewFeatures) -> Tensor:
         """Patch tokens of the references, evenly thinned to a few thousand."""
         return thin(teacher.tokens[self.reference_role])

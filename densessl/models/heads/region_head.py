@@ -69,23 +69,16 @@ class RegionHead(DistillationHead):
         self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
     ) -> dict[str, Tensor]:
         """See :meth:`Head.loss`."""
-        places, start = {}, 0
-        for role, tokens in student.tokens.items():
-            places[role] = slice(start, start + len(tokens))
-            start += len(tokens)
-        views = _views(student, places, geometry)
-        target = _views(teacher, places, geometry)[self.target_role]
+        views = _views(student, geometry)
+        target = _views(teacher, geometry)[self.target_role]
         if self.matcher.needs_geometry:
             self._check_geometry(views)
 
         index, weights, monitors = self.match(list(views.values()), target)
         tokens = target.tokens.flatten(1, 2)
         pairs, kept, used = Pairs.matched(index, weights, tokens.shape[1])
-        rows = torch.cat(
-            [x.transpose(0, 1).flatten(1, 2) for x in student.tokens.values()], 1
-        )
         terms = self.distill(
-            student.neck.normalize(rows[kept]),
+            student.neck.normalize(student.by_image()[kept]),
             student.projectors[name],
             teacher.neck.normalize(tokens),
             teacher.projectors[name],
@@ -165,14 +158,14 @@ class RegionHead(DistillationHead):
 
 
 def _views(
-    features: ViewFeatures, places: dict[str, slice], geometry: ViewGeometry | None
+    features: ViewFeatures, geometry: ViewGeometry | None
 ) -> dict[str, ViewTokens]:
     """A branch's tokens by role, without gradient, ``(B, v, N, D)``."""
     return {
         role: ViewTokens(
             tokens.detach().transpose(0, 1),
             features.grids[role],
-            None if geometry is None else geometry[:, places[role]],
+            None if geometry is None else geometry[:, features.places[role]],
         )
         for role, tokens in features.tokens.items()
     }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densessl.losses import Pairs
 from densessl.matching import check_neighbourhood, top_k_neighbours
-from densessl.models.features import ViewFeatures
+from densessl.models.features import ViewFeatures, by_image
 from densessl.registry import MODELS
 
 from .base import DistillationHead, thin
@@ -56,17 +56,16 @@ class SelfPatchHead(DistillationHead):
     ) -> dict[str, Tensor]:
         """See :meth:`Head.loss`."""
         views = len(student.pooled)
-        patches, targets, weights = [], [], []
+        targets, weights = [], []
         for role, tokens in student.tokens.items():
             count, images, num_patches, _ = tokens.shape
             with torch.no_grad():
                 target = self.summarize(teacher, role).unflatten(0, (count, images))
-            patches.append(_by_image(student.neck.normalize(tokens)))
-            targets.append(_by_image(target))
+            targets.append(by_image(target))
             weight = tokens.new_full((), 1 / (views * num_patches), dtype=torch.float)
             weights.append(weight.expand(count * num_patches))
         return self.distill(
-            torch.cat(patches, 1),
+            student.neck.normalize(student.by_image()),
             student.projectors[name],
             torch.cat(targets, 1),
             teacher.projectors[name],
@@ -84,8 +83,3 @@ class SelfPatchHead(DistillationHead):
     def monitored_features(self, teacher: ViewFeatures) -> Tensor:
         """Patch tokens of the first role, evenly thinned to a few thousand."""
         return thin(next(iter(teacher.tokens.values())))
-
-
-def _by_image(tokens: Tensor) -> Tensor:
-    """``(v, B, N, D)`` -> ``(B, v * N, D)``."""
-    return tokens.transpose(0, 1).flatten(1, 2)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Below 32 MiB glibc hands freed memory out again; more is fetched and zeroed anew.
-CPU_CHUNK_BYTES = 24 * 2**20
+CPU_CHUNK_BYTES = 16 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20
 
 
@@ -148,7 +148,7 @@ def rows_at_once(rows: Tensor, width: int, chunk_bytes: int | None = None) -> in
     Args:
         rows: gives the device and the type of the logits.
         width: of a row, ``K``.
-        chunk_bytes: bound on the tensor; None takes 24 MiB on CPU and 256 MiB
+        chunk_bytes: bound on the tensor; None takes 16 MiB on CPU and 256 MiB
             elsewhere.
     """
     if chunk_bytes is None:

@@ -1,5 +1,6 @@
 """The plain formulation is an oracle of the fast one; the benchmark times both."""
 
+import re
 import sys
 
 import pytest
@@ -71,9 +72,16 @@ def test_inputs_have_the_views_of_the_config():
 
 def test_command_prints_both(small_config, capfd):
     arguments = ['step', str(small_config), '--batch-size', '2', '--steps', '1']
-    assert command.main([*arguments, '--reference']) == 0
+    arguments += ['--rounds', '1', '--against', str(small_config), '--reference']
+    assert command.main(arguments) == 0
     out = capfd.readouterr().out
-    assert out.index('densessl (device') < out.index('plain formulation (device')
-    assert out.count('images/s') == 2 and 'GiB peak' in out
+    titles = ('densessl (', f'{small_config} (', 'plain formulation (')
+    assert [out.index(title) for title in titles] == sorted(map(out.index, titles))
+    assert out.count('images/s') == 3 and 'GiB peak' in out
+    steps = [float(x) for x in re.findall(r'step +([0-9.]+) ms', out)]
+    ratios = [float(x) for x in re.findall(r'([0-9.]+) times the step', out)]
+    assert ratios == pytest.approx([s / steps[0] for s in steps[1:]], abs=0.01)
+    assert command.main([*arguments, '--against', 'no/config.py']) == 2
+    assert 'no such file' in capfd.readouterr().err
     assert command.main(['data', 'no/config.py']) == 2
     assert 'no such file' in capfd.readouterr().err

@@ -133,10 +133,7 @@ class PlainStep:
     def _region_loss(self, head, own, other, student, teacher, geometry):
         """Every pair of views apart: all logits, and a teacher copy a match."""
         normalize = self.model.neck.normalize
-        log_ps = [
-            F.log_softmax(own(normalize(f_s)) / head.student_temp, -1)
-            for _, f_s, _ in student
-        ]
+        z_s = [own(normalize(f_s)) / head.student_temp for _, f_s, _ in student]
         total, pairs, seen = 0.0, 0, []
         for i, (_, f_t, grid_t) in enumerate(teacher):
             with torch.no_grad():
@@ -155,7 +152,8 @@ class PlainStep:
                     index = cosine.argmax(-1)
                     valid = torch.ones_like(index, dtype=torch.bool)
                 target = p_t.gather(1, index[..., None].expand(-1, -1, p_t.shape[-1]))
-                cross_entropy = (-target * log_ps[v]).sum(-1)  # (B, N)
+                log_p = F.log_softmax(z_s[v], -1)
+                cross_entropy = (-target * log_p).sum(-1)  # (B, N)
                 total = total + (cross_entropy * valid).mean()
                 pairs += 1
         return total / pairs, torch.cat(seen)

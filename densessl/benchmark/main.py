@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -47,7 +48,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if name == 'step':
             command.add_argument('--batch-size', type=int, default=8)
             command.add_argument('--steps', type=int, default=5)
+            command.add_argument(
+                '--against', metavar='CONFIG', help='also measure this config, in turns'
+            )
+            command.add_argument(
+                '--rounds', type=int, default=3, help='turns with a reference'
+            )
             command.add_argument('--plain', action='store_true', help=argparse.SUPPRESS)
+            command.add_argument('--json', action='store_true', help=argparse.SUPPRESS)
         else:
             command.add_argument(
                 '--data', help='folder; default: made-up 480x360 JPEGs'
@@ -67,11 +75,40 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _step(args: argparse.Namespace) -> None:
-    cfg = Config.fromfile(args.config)
+    if args.reference or args.against:
+        if args.against and not Path(args.against).is_file():
+            raise DenseSSLError(f'config {args.against}: no such file; see configs/')
+        _compare(args)
+        return
     measure = step.measure_plain_step if args.plain else step.measure_step
-    times = measure(cfg, args.batch_size, args.steps)
+    times = measure(Config.fromfile(args.config), args.batch_size, args.steps)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(times)))
+    else:
+        _print_step('densessl', times)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    """Ours and the references in turns, each in processes of its own."""
+    sides = {'densessl': [args.config]}
+    if args.against:
+        sides[args.against] = [args.against]
+    if args.reference:
+        sides['plain formulation'] = [args.config, '--plain']
+    options = ['--batch-size', str(args.batch_size), '--steps', str(args.steps)]
+    measured = step.in_turns(
+        {name: [*words, *options] for name, words in sides.items()}, args.rounds
+    )
+    ours = measured['densessl']
+    for name, times in measured.items():
+        _print_step(name, times)
+        if times is not ours:
+            ratio = times.milliseconds['step'] / ours.milliseconds['step']
+            print(f'  {ratio:.2f} times the step of densessl')
+
+
+def _print_step(title: str, times: step.StepTimes) -> None:
     about = ', '.join(f'{key} {value}' for key, value in times.settings.items())
-    title = 'plain formulation' if args.plain else 'densessl'
     print(f'{title} ({about}):')
     print(f'  {times.images_per_second:.2f} images/s')
     print(
@@ -80,11 +117,6 @@ def _step(args: argparse.Namespace) -> None:
     )
     for phase, milliseconds in times.milliseconds.items():
         print(f'  {phase:<11}{milliseconds:9.1f} ms')
-    if args.reference:  # in a process of its own: peaks of memory do not mix
-        sys.stdout.flush()
-        command = [sys.executable, '-m', 'densessl.benchmark.main', 'step', args.config]
-        command += ['--batch-size', str(args.batch_size), '--steps', str(args.steps)]
-        subprocess.run([*command, '--plain'], check=True)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import resource
+import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from mmengine.config import Config
 import densessl
 from densessl.datasets import DemoScenes, collate_views
 from densessl.engine.optim import TwoGroupConstructor
+from densessl.errors import DenseSSLError
 from densessl.registry import MODELS
 from densessl.schedules import Progress
 
@@ -87,6 +91,46 @@ def measure_plain_step(
     peak = _peak_gib()
     settings = dict(precision='fp32')
     return _result(model, wrapper.optimizer, batch_size, whole, peak, {}, settings)
+
+
+def in_turns(commands: dict[str, list[str]], rounds: int) -> dict[str, StepTimes]:
+    """``tools/benchmark.py step`` with several command lines, one after the other.
+
+    A machine's speed drifts; in turns all see the same drift. Each measurement is a
+    process of its own, so that peaks of memory do not mix.
+
+    Args:
+        commands: arguments of ``step`` by a name of one's own.
+        rounds: measurements of each. Times are medians over them, the peak is the
+            greatest.
+
+    Raises:
+        DenseSSLError: a measurement failed.
+    """
+    found: dict[str, list[StepTimes]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, words in commands.items():
+            module = [sys.executable, '-m', 'densessl.benchmark.main', 'step']
+            ran = subprocess.run([*module, *words, '--json'], stdout=subprocess.PIPE)
+            if ran.returncode:
+                raise DenseSSLError(f'step {" ".join(words)}: failed, see above')
+            last = ran.stdout.decode().splitlines()[-1]
+            found[name].append(StepTimes(**json.loads(last)))
+    return {name: _middle(several) for name, several in found.items()}
+
+
+def _middle(several: list[StepTimes]) -> StepTimes:
+    milliseconds = {
+        phase: _median([times.milliseconds[phase] for times in several])
+        for phase in several[0].milliseconds
+    }
+    return StepTimes(
+        _median([times.images_per_second for times in several]),
+        milliseconds,
+        max(times.peak_gib for times in several),
+        several[0].fixed_gib,
+        several[0].settings,
+    )
 
 
 def _set_up(cfg: Config, batch_size: int):
@@ -185,4 +229,4 @@ def _fixed_gib(model, optimizer) -> float:
 
 
 def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    return statistics.median(values)

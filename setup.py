@@ -39,6 +39,7 @@ def requirements() -> list[str]:
         'torchvision',
         'timm>=1.0.20',
         'numpy',
+        'scipy',
         'pillow',
         'safetensors',
     ]
@@ -64,7 +65,7 @@ setup(
     python_requires='>=3.10,<3.14',
     install_requires=requirements(),
     extras_require={
-        'tests': ['pytest', 'hypothesis', 'codespell', 'ruff>=0.15'],
+        'tests': ['pytest', 'hypothesis', 'codespell', 'ruff>=0.15', 'scikit-learn'],
         'tensorboard': ['tensorboard'],
     },
 )

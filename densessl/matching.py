@@ -54,13 +54,29 @@ def neighbour_index(
     return _neighbour_index((h, w), window, border, torch.device(device or 'cpu'))
 
 
-def check_neighbourhood(k: int, window: Window, border: Border) -> None:
-    """Raise what `top_k_neighbours` would raise on a grid of any size.
+def check_neighbourhood(
+    k: int | Literal['adaptive'],
+    window: Window,
+    border: Border,
+    threshold: float = 0.95,
+) -> None:
+    """Raise what the search for neighbours would raise on a grid of any size.
+
+    Args:
+        k: of `top_k_neighbours`; ``'adaptive'`` stands for `similar_neighbours`.
+        window: as in `neighbour_index`.
+        border: as in `neighbour_index`.
+        threshold: of `similar_neighbours`.
 
     Raises:
-        DenseSSLError: see `top_k_neighbours`.
+        DenseSSLError: see `top_k_neighbours` and `similar_neighbours`.
     """
-    _check(10**6, 10**6, None if window == 'all' else window, border, k)
+    window = None if window == 'all' else window
+    if k != 'adaptive':
+        _check(10**6, 10**6, window, border, k)
+        return
+    _check(10**6, 10**6, window, border)
+    _check_threshold(window, threshold)
 
 
 @torch.no_grad()
@@ -98,26 +114,13 @@ def top_k_neighbours(
     h, w = (int(side) for side in grid)
     window = None if window == 'all' else window
     _check(h, w, window, border, k)
-    if features.shape[1] != h * w:
-        raise ValueError(
-            f'top_k_neighbours: {features.shape[1]} tokens do not fill a {h}x{w} grid'
-        )
-    # bf16 similarities of neighbours are full of ties: float32 at least.
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    unit = F.normalize(features.to(dtype), dim=-1)
+    unit = _unit(features, (h, w), 'top_k_neighbours')
     if window is None:
         index = _top_k_of_all(unit, k)
         return index, torch.ones_like(index, dtype=torch.bool)
 
     index, valid = neighbour_index((h, w), window, border, features.device)
-    similarity = unit.new_empty(*unit.shape[:2], index.shape[1])
-    for m in range(index.shape[1] // 2):
-        # (B, N, D) against the m-th neighbours' (B, N, D)
-        pair = (unit * unit.index_select(1, index[:, m])).sum(-1)
-        similarity[..., m] = pair
-        # The m-th step from the end leads back: the same pair, seen from the other.
-        similarity[..., -1 - m] = pair.index_select(1, index[:, -1 - m])
-    similarity.masked_fill_(~valid, float('-inf'))
+    similarity = _similarities(unit, index, valid)
     # Not topk: only a stable sort says which of two equals comes first.
     slot = similarity.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     batch = slot.shape[0]
@@ -125,6 +128,70 @@ def top_k_neighbours(
         index.expand(batch, -1, -1).gather(-1, slot),
         valid.expand(batch, -1, -1).gather(-1, slot),
     )
+
+
+@torch.no_grad()
+def similar_neighbours(
+    features: Tensor,
+    grid: tuple[int, int],
+    threshold: float = 0.95,
+    window: int = 3,
+    border: Border = 'wrap',
+) -> tuple[Tensor, Tensor]:
+    """The neighbours of each patch whose features are more similar than a threshold.
+
+    Of the window's patches j all with ``cos(f_i, f_j) > threshold``, and in any case
+    the most similar one (of equals, the first of the window in raster order): an
+    adaptive number of positives, 1 to ``M = window**2 - 1``. Similarities are those of
+    `top_k_neighbours`; no gradient flows.
+
+    Args:
+        features: ``(B, N, D)`` patch features in raster order, of any length.
+        grid: ``(h, w)``, ``h * w == N``.
+        threshold: a cosine, -1 to 1.
+        window: as in `neighbour_index`, but a number.
+        border: as in `neighbour_index`.
+
+    Returns:
+        ``index (B, N, M)`` long, the whole window in raster order, and
+        ``valid (B, N, M)`` bool, which of it are meant.
+
+    Raises:
+        DenseSSLError: as `neighbour_index`, or the threshold is no cosine.
+        ValueError: the features do not have ``h * w`` tokens.
+    """
+    h, w = (int(side) for side in grid)
+    _check(h, w, None if window == 'all' else window, border)
+    _check_threshold(None if window == 'all' else window, threshold)
+    unit = _unit(features, (h, w), 'similar_neighbours')
+    index, valid = neighbour_index((h, w), window, border, features.device)
+    similarity = _similarities(unit, index, valid)
+    chosen = similarity > threshold  # never of what is not valid: -inf
+    chosen.scatter_(-1, similarity.argmax(-1, keepdim=True), True)
+    return index.expand(len(unit), -1, -1), chosen
+
+
+def _unit(features: Tensor, grid: tuple[int, int], name: str) -> Tensor:
+    """Features of length 1, in float32 or wider: bf16's cosines are full of ties."""
+    h, w = grid
+    if features.shape[1] != h * w:
+        raise ValueError(
+            f'{name}: {features.shape[1]} tokens do not fill a {h}x{w} grid'
+        )
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return F.normalize(features.to(dtype), dim=-1)
+
+
+def _similarities(unit: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    """Cosines ``(B, N, M)`` with the window's patches, -inf where not valid."""
+    similarity = unit.new_empty(*unit.shape[:2], index.shape[1])
+    for m in range(index.shape[1] // 2):
+        # (B, N, D) against the m-th neighbours' (B, N, D)
+        pair = (unit * unit.index_select(1, index[:, m])).sum(-1)
+        similarity[..., m] = pair
+        # The m-th step from the end leads back: the same pair, seen from the other.
+        similarity[..., -1 - m] = pair.index_select(1, index[:, -1 - m])
+    return similarity.masked_fill_(~valid, float('-inf'))
 
 
 def _top_k_of_all(unit: Tensor, k: int) -> Tensor:
@@ -206,6 +273,10 @@ def _check(
         )
     if k is None:
         return
+    if not isinstance(k, int):
+        raise DenseSSLError(
+            f"SelfPatch: top_k={k!r} is unknown; use a number, or 'adaptive'"
+        )
     if k < 1:
         raise DenseSSLError(f'SelfPatch: k={k} selects no neighbour; use top_k >= 1')
     if window is not None and k > window**2 - 1:
@@ -222,4 +293,17 @@ def _check(
             f'SelfPatch: k={k} is more than the {most} neighbours that a patch of a '
             f'{h}x{w} grid has at most; enlarge the crop, use a smaller patch size, '
             'or lower top_k'
+        )
+
+
+def _check_threshold(window: int | None, threshold: float) -> None:
+    if window is None:
+        raise DenseSSLError(
+            "SelfPatch: top_k='adaptive' looks at a window, and window='all' has none; "
+            'use window=3, 5, ..., or a number for top_k'
+        )
+    if not -1 <= threshold <= 1:
+        raise DenseSSLError(
+            f'SelfPatch: threshold={threshold} is no cosine; use a number from -1 to 1 '
+            '(paper: 0.95)'
         )

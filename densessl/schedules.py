@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from densessl.errors import DenseSSLError
 
@@ -66,3 +66,65 @@ class Temperature:
         if progress.step >= warmup_steps:
             return self.end
         return self.start + (self.end - self.start) * progress.step / warmup_steps
+
+
+@dataclass(frozen=True)
+class LossWeight:
+    """Weight of a head's loss: 0, then linear to ``end``, then constant.
+
+    Attributes:
+        end: value in the end, >= 0.
+        start_epoch: epochs of the run before the weight leaves 0.
+        fade_epochs: length of the linear part; 0 is a jump.
+
+    Raises:
+        DenseSSLError: a value is below 0, or no number.
+    """
+
+    end: float
+    start_epoch: float = 0
+    fade_epochs: float = 0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            number = isinstance(value, int | float) and math.isfinite(value)
+            if not number or value < 0:
+                raise DenseSSLError(
+                    f'loss_weight: {name}={value!r}; give a number of 0 or more'
+                )
+
+    @classmethod
+    def of(cls, value: float | dict) -> LossWeight:
+        """From a number (constant) or ``dict(end, start_epoch, fade_epochs)``."""
+        if not isinstance(value, dict):
+            return cls(value)
+        known = [field.name for field in fields(cls)]
+        if 'end' not in value or not set(value) <= set(known):
+            raise DenseSSLError(
+                f'loss_weight: found dict({", ".join(value)}); give end, and as needed '
+                'start_epoch and fade_epochs'
+            )
+        return cls(**value)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is 0 at first and something else later."""
+        return self.end > 0 and (self.start_epoch > 0 or self.fade_epochs > 0)
+
+    def at(self, progress: Progress) -> float:
+        """Value for the step that ``progress`` stands before.
+
+        Raises:
+            DenseSSLError: the run ends before ``start_epoch``.
+        """
+        epochs = progress.total_steps / progress.steps_per_epoch
+        if self.moves and self.start_epoch >= epochs:
+            raise DenseSSLError(
+                f'loss_weight: start_epoch={self.start_epoch:g} never comes, the run '
+                f'has {epochs:g} epochs; start earlier, or leave the head out'
+            )
+        done = progress.step - self.start_epoch * progress.steps_per_epoch
+        fade = self.fade_epochs * progress.steps_per_epoch
+        if done < 0:
+            return 0.0
+        return self.end if done >= fade else self.end * done / fade

@@ -87,6 +87,16 @@ def point_config(**options) -> dict:
     return dict(backbone=backbone, neck=dict(type='ClassTokenNeck'), heads=heads)
 
 
+def moby_config(patch: dict | None = None, **options) -> dict:
+    """The same network with MoBY's view head and SelfPatch on it."""
+    head = dict(out_dims=16, hidden_dims=24)
+    heads = dict(
+        view=dict(type='ContrastiveHead', queue_length=10, **head),
+        selfpatch=dict(type='ContrastiveSelfPatchHead', **head) | (patch or {}),
+    )
+    return dict(heads=heads, teacher_momentum=0.99) | options
+
+
 def build_model(seed: int = 0, **options):
     torch.manual_seed(seed)
     return MODELS.build(model_config(**options))

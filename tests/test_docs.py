@@ -22,12 +22,12 @@ from densessl.engine.checkpoint import load_run, save_run
 from densessl.engine.launch import load_config, parse_args
 from densessl.engine.optim import Precision
 from densessl.interop.backbone import BACKBONE_FILE
-from densessl.models.heads import ClusterHead, PositionHead
+from densessl.models.heads import ClusterHead, PositionHead, PredictionHead
 from densessl.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT))
-    for folder in ('methods', 'quickstart')
+    for folder in ('methods', 'methods/mixed', 'quickstart')
     for path in (ROOT / 'configs' / folder).glob('*.py')
 )
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
@@ -84,6 +84,9 @@ def toy_model(cfg: Config):
             (head or {}).pop('num_heads', None)
             continue
         head.out_dims = OUT_DIMS
+        if 'Contrastive' in head.type:
+            head.hidden_dims = 16
+            continue
         head.setdefault('projector', {}).update(hidden_dims=16, bottleneck_dims=8)
     torch.manual_seed(0)
     return MODELS.build(cfg.model)
@@ -119,6 +122,8 @@ def test_config_gives_a_loss_on_its_own_views(path, monkeypatch):
             most = 2 * math.log(math.prod(head.grid))
         if isinstance(head, ClusterHead):  # less the entropy of the mean prediction
             least = -math.log(OUT_DIMS)
+        if isinstance(head, PredictionHead):  # cosines in [-1, 1], among keys; twice
+            most = 2 * (math.log(1 + 4096) + 2 / head.temp)
         assert least < out[f'loss_{name}'] < most
         total = total + head.loss_weight * out[f'loss_{name}']
     if cfg.model.get('average_losses'):

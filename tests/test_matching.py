@@ -12,6 +12,7 @@ from densessl.errors import DenseSSLError
 from densessl.matching import (
     check_neighbourhood,
     neighbour_index,
+    similar_neighbours,
     top_k_neighbours,
 )
 
@@ -269,3 +270,84 @@ def test_options_are_checked_before_any_grid_is_known():
 def test_tokens_must_fill_the_grid():
     with pytest.raises(ValueError, match='37 tokens do not fill a 6x6 grid'):
         top_k_neighbours(torch.zeros(1, 37, 2), (6, 6), 4)
+
+
+@few
+@given(
+    grids,
+    st.sampled_from([3, 5, 7]),
+    borders,
+    st.floats(-1, 1),
+    st.integers(0, 2**31),
+)
+def test_similar_neighbours_are_those_of_the_loops(
+    grid, window, border, threshold, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, math.prod(grid), 3, generator=generator).double()
+    index, valid = similar_neighbours(features, grid, threshold, window, border)
+    assert index.shape == valid.shape == (2, math.prod(grid), window**2 - 1)
+    by_hand = neighbours_by_hand(grid, window, border)
+    for b, i in itertools.product(range(2), range(math.prod(grid))):
+        cosine = {}
+        for j in by_hand[i]:
+            one, other = features[b, i].tolist(), features[b, j].tolist()
+            dot = sum(map(float.__mul__, one, other))
+            cosine[j] = dot / (math.hypot(*one) * math.hypot(*other))
+        expected = [j for j in by_hand[i] if cosine[j] > threshold]
+        if not expected:
+            expected = [max(by_hand[i], key=cosine.get)]
+        assert index[b, i][valid[b, i]].tolist() == expected
+
+
+def test_a_patch_like_nobody_has_its_most_similar_neighbour():
+    """Right angles but for one pair; of equals the first of the window."""
+    features = torch.eye(9)[None]
+    features[0, 4, 7] = 0.1
+    index, valid = similar_neighbours(features, (3, 3), 0.95, 3, 'clip')
+    assert index[0, 4][valid[0, 4]].tolist() == [7]
+    assert index[0, 0][valid[0, 0]].tolist() == [1]
+    assert valid.sum(-1).eq(1).all()
+
+
+def test_equal_patches_are_all_positive():
+    _, valid = similar_neighbours(torch.ones(1, 12, 4), (3, 4), 0.95, 3, 'clip')
+    assert valid.sum(-1).view(3, 4).tolist() == [
+        [3, 5, 5, 3],
+        [5, 8, 8, 5],
+        [3, 5, 5, 3],
+    ]
+
+
+def test_a_cosine_equal_to_the_threshold_is_not_over_it():
+    features = torch.ones(1, 9, 4)
+    features[0, 4, 2:] = -1  # at right angles to all others: cosine exactly 0
+    _, valid = similar_neighbours(features, (3, 3), 0.0, 3, 'clip')
+    assert valid[0, 4].sum() == 1
+    _, valid = similar_neighbours(features, (3, 3), -1e-6, 3, 'clip')
+    assert valid[0, 4].sum() == 8
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (dict(threshold=1.5), 'threshold=1.5 is no cosine'),
+        (dict(window='all'), "'adaptive' looks at a window"),
+        (dict(window=4), 'window=4 .* odd'),
+        (dict(border='mirror'), "border='mirror' is unknown"),
+    ],
+)
+def test_wrong_options_of_an_adaptive_number(options, words):
+    for call in (
+        lambda: similar_neighbours(torch.zeros(1, 36, 2), (6, 6), **options),
+        lambda: check_neighbourhood(
+            'adaptive', **dict(window=3, border='wrap') | options
+        ),
+    ):
+        with pytest.raises(DenseSSLError, match=words) as caught:
+            call()
+        assert '\n' not in str(caught.value)
+    with pytest.raises(DenseSSLError, match="top_k='most' is unknown; use a number"):
+        check_neighbourhood('most', 3, 'wrap')
+    with pytest.raises(ValueError, match='37 tokens do not fill a 6x6 grid'):
+        similar_neighbours(torch.zeros(1, 37, 2), (6, 6))

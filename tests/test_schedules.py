@@ -6,7 +6,7 @@ import pytest
 
 from densessl.engine.hooks.schedule import learning_rate
 from densessl.errors import DenseSSLError
-from densessl.schedules import Progress, Temperature, cosine
+from densessl.schedules import LossWeight, Progress, Temperature, cosine
 
 
 def test_cosine():
@@ -26,6 +26,45 @@ def test_temperature():
     assert Temperature.of(0.04).at(Progress(7, 1000, 10)) == 0.04
     with pytest.raises(DenseSSLError, match='greater than 0'):
         Temperature.of(0.0)
+
+
+def test_loss_weight():
+    late = LossWeight.of(dict(end=0.8, start_epoch=2, fade_epochs=4))
+    assert late.moves
+    expected = {0: 0, 19: 0, 20: 0, 30: 0.2, 45: 0.5, 59: 0.78, 60: 0.8, 99: 0.8}
+    for step, weight in expected.items():
+        assert late.at(Progress(step, 100, 10)) == pytest.approx(weight)
+    jump = LossWeight.of(dict(end=3, start_epoch=1.5))
+    assert [jump.at(Progress(s, 100, 10)) for s in (14, 15)] == [0, 3]
+    for constant in (LossWeight.of(0.1), LossWeight.of(dict(end=0.1))):
+        assert not constant.moves
+        assert constant.at(Progress(0, 1, 1)) == constant.at(Progress(7, 9, 3)) == 0.1
+    assert not LossWeight.of(dict(end=0, start_epoch=3)).moves
+
+
+@pytest.mark.parametrize(
+    ('value', 'words'),
+    [
+        (-0.1, 'end=-0.1; give a number of 0 or more'),
+        (float('nan'), 'end=nan'),
+        ('high', "end='high'"),
+        (dict(end=1, start_epoch=-1), 'start_epoch=-1'),
+        (dict(end=1, fade_epochs=None), 'fade_epochs=None'),
+        (dict(start_epoch=1), r'found dict\(start_epoch\); give end'),
+        (dict(end=1, begin=2), r'found dict\(end, begin\); give end'),
+    ],
+)
+def test_wrong_loss_weights(value, words):
+    with pytest.raises(DenseSSLError, match=f'^loss_weight: .*{words}') as caught:
+        LossWeight.of(value)
+    assert '\n' not in str(caught.value)
+
+
+def test_loss_weight_that_never_starts():
+    late = LossWeight.of(dict(end=1.0, start_epoch=10))
+    assert late.at(Progress(0, 101, 10)) == 0
+    with pytest.raises(DenseSSLError, match=r'start_epoch=10 never comes.* 9 epochs'):
+        late.at(Progress(0, 90, 10))
 
 
 def test_learning_rate_is_dinos_table():

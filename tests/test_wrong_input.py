@@ -64,6 +64,29 @@ def error_of(capfd, *arguments) -> str:
         (['model.backbone.patch_size=7'], ['not a multiple', 'patch_size=7']),
         (['optim_wrapper.precision=fp8'], ["precision='fp8'", 'bf16']),
         (['model.teacher_momentum=0.01'], ['share of the old teacher']),
+        (['model.heads.selfpatch.loss_weight=-1'], ['loss_weight: end=-1']),
+        (
+            [
+                'model.heads.selfpatch.loss_weight._delete_=True',
+                'model.heads.selfpatch.loss_weight.start=1',
+            ],
+            ['loss_weight: found dict(start)', 'give end'],
+        ),
+        (
+            [
+                'model.heads.selfpatch.loss_weight._delete_=True',
+                'model.heads.selfpatch.loss_weight.end=1',
+                'model.heads.selfpatch.loss_weight.start_epoch=3',
+            ],
+            ['start_epoch=3 never comes', 'the run has 3 epochs'],
+        ),
+        (
+            [
+                'model.heads.selfpatch.top_k=adaptive',
+                'model.heads.selfpatch.window=all',
+            ],
+            ["'adaptive' looks at a window"],
+        ),
     ],
 )
 def test_settings(capfd, small_config, tmp_path, options, words):

@@ -32,6 +32,7 @@ default_hooks = dict(
     health=dict(type='HealthHook', interval=50),
     broken=dict(type='BrokenImageHook', max_broken=0.01),
     checkpoint=dict(type='CheckpointHook', interval=1, keep=3),
+    probe=dict(type='ProbeHook'),  # does nothing until it is given labelled data
     report=dict(type='ReportHook', size=448),
     # MMEngine's own, done differently here: ScheduleHook, TrainLoop
     param_scheduler=None,

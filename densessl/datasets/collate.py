@@ -19,11 +19,11 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         samples: ``B`` samples with ``inputs`` (per role ``(v, 3, H, W)`` uint8),
-            ``geometry`` of leading shape ``(V,)``, ``path``, and perhaps ``broken``.
+            ``path``, and perhaps ``geometry`` of leading shape ``(V,)`` and ``broken``.
 
     Returns:
         ``inputs``, per role ``(B, v, 3, H, W)``; ``geometry`` of leading shape
-        ``(B, V)``; ``paths``, B of them; ``broken``, the unreadable paths that were
+        ``(B, V)``, or None of transforms that do not track it; ``paths``, B of them; ``broken``, the unreadable paths that were
         replaced, in one list.
 
     Raises:
@@ -43,7 +43,9 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             role: default_collate([sample['inputs'][role] for sample in samples])
             for role in first['inputs']
         },
-        'geometry': ViewGeometry.stack([sample['geometry'] for sample in samples]),
+        'geometry': ViewGeometry.stack([sample['geometry'] for sample in samples])
+        if 'geometry' in first
+        else None,
         'paths': [sample['path'] for sample in samples],
         'broken': [path for sample in samples for path in sample.get('broken', ())],
     }
@@ -51,7 +53,7 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _layout(sample: dict[str, Any]) -> str:
     roles = [f'{role} {tuple(v.shape)}' for role, v in sample['inputs'].items()]
-    return f'{", ".join(roles)} and {len(sample["geometry"])} geometries'
+    return f'{", ".join(roles)} and {len(sample.get("geometry", ()))} geometries'
 
 
 class BrokenImageMonitor:

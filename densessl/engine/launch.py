@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -82,22 +83,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """The config file with the command line's overrides, checked.
+def read_config(path: str, options: dict | None, keys: Sequence[str]) -> Config:
+    """A config file with the overrides of a command line.
+
+    Args:
+        path: the file.
+        options: what ``--cfg-options`` gave, by dotted key.
+        keys: what the config may hold at its top level, beside names that begin with
+            an underscore.
 
     Raises:
         DenseSSLError: no such file, or a key that nothing reads.
     """
-    if not Path(args.config).is_file():
+    if not Path(path).is_file():
         raise DenseSSLError(
-            f'config {args.config}: no such file; see configs/quickstart and '
-            'configs/methods'
+            f'config {path}: no such file; see configs/quickstart, configs/methods '
+            'and configs/evaluation'
         )
     try:
-        cfg = Config.fromfile(args.config)
-        if args.cfg_options:
-            _check_overrides(cfg, args.cfg_options)
-            cfg.merge_from_dict(args.cfg_options)
+        cfg = Config.fromfile(path)
+        if options:
+            _check_overrides(cfg, options)
+            cfg.merge_from_dict(options)
     except (
         ImportError,
         LookupError,
@@ -107,14 +114,24 @@ def load_config(args: argparse.Namespace) -> Config:
         TypeError,
         ValueError,
     ) as error:
-        raise DenseSSLError(f'config {args.config}: {_one_line(error)}') from error
+        raise DenseSSLError(f'config {path}: {one_line(error)}') from error
     for key in cfg:
-        if key not in CONFIG_KEYS and not key.startswith('_'):
+        if key not in keys and not key.startswith('_'):
             raise DenseSSLError(
-                f'config {args.config}: nothing reads the key {key!r}'
-                f'{_did_you_mean(key, CONFIG_KEYS)}; start your own variables with an '
+                f'config {path}: nothing reads the key {key!r}'
+                f'{_did_you_mean(key, keys)}; start your own variables with an '
                 'underscore'
             )
+    return cfg
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config file with the command line's overrides, checked.
+
+    Raises:
+        DenseSSLError: no such file, or a key that nothing reads.
+    """
+    cfg = read_config(args.config, args.cfg_options, CONFIG_KEYS)
     if args.data:
         use_folders(cfg.train_dataloader.dataset, args.data)
     if args.seed is not None:
@@ -168,7 +185,7 @@ def build_runner(cfg: Config):
     try:
         return RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
     except (KeyError, TypeError) as error:
-        raise DenseSSLError(f'config {cfg.filename}: {_one_line(error)}') from error
+        raise DenseSSLError(f'config {cfg.filename}: {one_line(error)}') from error
 
 
 def train(args: argparse.Namespace) -> None:
@@ -192,7 +209,7 @@ def train(args: argparse.Namespace) -> None:
         runner.train()
     except (KeyError, TypeError) as error:
         if 'registry' in str(error) or 'class `' in str(error):
-            raise DenseSSLError(f'config {args.config}: {_one_line(error)}') from error
+            raise DenseSSLError(f'config {args.config}: {one_line(error)}') from error
         raise
 
 
@@ -203,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     except DenseSSLError as error:
         if os.environ.get('DENSESSL_TRACEBACK'):
             raise
-        print(f'error: {_one_line(error)}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('stopped; go on with --resume', file=sys.stderr)
@@ -214,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The message alone, also of an error that came through a worker or a registry."""
     text = str(error.args[0]) if error.args else str(error)
     line = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ Sample = tuple[np.ndarray, np.ndarray]
 """A picture ``(H, W, 3)`` uint8 RGB and its labels ``(H, W)``, integers."""
 
 _PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+_POOLS = ('auto', 'cls', 'mean', 'cls+mean')
 
 
 class FeatureExtractor:
@@ -37,9 +38,18 @@ class FeatureExtractor:
         precision: ``'fp32'``, even inside somebody else's autocast, or ``'bf16'`` or
             ``'fp16'`` autocast. Tokens are float32 in every case.
         batch_size: images in one forward pass.
+        layers: how many of the last blocks give the tokens, side by side along the
+            channels, the last block at the end. More than 1 needs a backbone with
+            ``forward_layers``, a plain ViT.
+        norm: whether these tokens went through the backbone's final norm.
+        pool: what `pooled` makes of the tokens, of each layer: the class token
+            (``'cls'``), the mean over patches (``'mean'``), both side by side
+            (``'cls+mean'``), or the class token where there is one and else the mean
+            (``'auto'``).
 
     Raises:
-        DenseSSLError: unknown precision, or mean and std not in units of 0..255.
+        DenseSSLError: unknown precision or pool, mean and std not in units of 0..255,
+            or layers that the backbone cannot give.
     """
 
     def __init__(
@@ -51,6 +61,9 @@ class FeatureExtractor:
         precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32',
         *,
         batch_size: int = 32,
+        layers: int = 1,
+        norm: bool = True,
+        pool: Literal['auto', 'cls', 'mean', 'cls+mean'] = 'auto',
     ) -> None:
         if precision not in _PRECISIONS:
             raise DenseSSLError(
@@ -62,11 +75,42 @@ class FeatureExtractor:
                 f'FeatureExtractor: mean {tuple(mean)} and std {tuple(std)} are not '
                 'three values each in units of 0..255; multiply fractions by 255'
             )
+        if pool not in _POOLS:
+            raise DenseSSLError(
+                f'FeatureExtractor: pool {pool!r} is unknown; use one of '
+                f'{", ".join(_POOLS)}'
+            )
+        last_only = not hasattr(backbone, 'forward_layers')
+        if layers < 1 or (last_only and (layers > 1 or not norm)):
+            raise DenseSSLError(
+                f'FeatureExtractor: layers={layers}, norm={norm} of a '
+                f'{type(backbone).__name__}; '
+                + (
+                    'it gives its last, normed layer only: set layers=1 and norm=True'
+                    if last_only
+                    else 'give 1 layer or more'
+                )
+            )
         self.backbone = backbone if device is None else backbone.to(device)
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
         self.precision = precision
         self.batch_size = batch_size
+        self.layers = layers
+        self.norm = norm
+        self.pool = pool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What features depend on beside the backbone, as plain values."""
+        return dict(
+            layers=self.layers,
+            norm=self.norm,
+            pool=self.pool,
+            precision=self.precision,
+            mean=self.mean.flatten().tolist(),
+            std=self.std.flatten().tolist(),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +143,38 @@ class FeatureExtractor:
             else torch.cat([part.cls for part in parts]).float(),
         )
 
+    @torch.no_grad()
+    def pooled(self, images: Tensor | np.ndarray) -> Tensor:
+        """One vector a picture; see ``pool`` and ``layers``.
+
+        Args:
+            images: as for a call.
+
+        Returns:
+            ``(B, layers * D)`` float32, twice as wide for ``'cls+mean'``, on the
+            backbone's device.
+
+        Raises:
+            DenseSSLError: as for a call, or ``'cls'`` of a backbone that has none.
+        """
+        images = self._channels_first(torch.as_tensor(images))
+        with _evaluating(self.backbone):
+            parts = images.split(self.batch_size)
+            return torch.cat([self._pool(self._forward(part)) for part in parts])
+
+    def _pool(self, tokens: Tokens) -> Tensor:
+        kind = self.pool
+        if kind == 'auto':
+            kind = 'mean' if tokens.cls is None else 'cls'
+        if kind != 'mean' and tokens.cls is None:
+            raise DenseSSLError(
+                f'FeatureExtractor: pool={kind!r}, and a '
+                f"{type(self.backbone).__name__} has no class token; use pool='mean'"
+            )
+        mean = [] if kind == 'cls' else [tokens.patches.float().mean(1)]
+        cls = [] if kind == 'mean' else [tokens.cls.float()]
+        return torch.cat([*cls, *mean], 1)
+
     def _channels_first(self, images: Tensor) -> Tensor:
         shape = tuple(images.shape)
         if images.dtype != torch.uint8 or len(shape) != 4 or 3 not in shape[1::2]:
@@ -125,7 +201,17 @@ class FeatureExtractor:
         images = (images - self.mean.to(device)) / self.std.to(device)
         dtype = _PRECISIONS[self.precision]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            return self.backbone(images)
+            if self.layers == 1 and self.norm:
+                return self.backbone(images)
+            last = range(-self.layers, 0)
+            tokens = self.backbone.forward_layers(images, last, norm=self.norm)
+        return Tokens(
+            patches=torch.cat([each.patches for each in tokens], 2),
+            grid=tokens[0].grid,
+            cls=None
+            if tokens[0].cls is None
+            else torch.cat([each.cls for each in tokens], 1),
+        )
 
 
 def labelled_batches(

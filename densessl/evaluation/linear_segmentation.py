@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from densessl.errors import DenseSSLError
-from densessl.evaluation.features import (
-    FeatureExtractor,
-    Sample,
-    channel_moments,
-    labelled_batches,
-)
+from densessl.evaluation.features import FeatureExtractor, Sample, labelled_batches
 from densessl.evaluation.metrics import (
     check_labels,
     confusion_matrix,
     mean_iou,
     pixel_accuracy,
+)
+from densessl.evaluation.progress import progress
+from densessl.evaluation.training_features import (
+    Cache,
+    TrainingFeatures,
+    check_finite,
+    keep_features,
+    resize_nearest,
+    training_features,
 )
 from densessl.models.features import Tokens
 
@@ -119,7 +123,6 @@ class LinearSegmentation:
     standardize: bool = True
     seed: int = 0
 
-    @torch.enable_grad()
     def fit(
         self,
         features: Tokens,
@@ -141,17 +144,38 @@ class LinearSegmentation:
             DenseSSLError: numbers differ, features are not finite, a label is outside
                 the range, or no pixel has a label.
         """
-        patches, grid = features.patches, features.grid
-        device = patches.device if device is None else torch.device(device)
-        self._check(patches, masks)
-        size = (self.train_mask_size, self.train_mask_size)
-        masks = resize_nearest(masks, size)
+        self._check(features.patches, masks)
+        masks = resize_nearest(masks, (self.train_mask_size, self.train_mask_size))
+        kept = keep_features(features.patches, features.grid, masks)
+        return self.learn(kept, features.patches.device if device is None else device)
+
+    @torch.enable_grad()
+    def learn(
+        self,
+        features: TrainingFeatures,
+        device: torch.device | str,
+        title: str | None = None,
+    ) -> LinearClassifier:
+        """Train the classifier on features with masks of ``train_mask_size``.
+
+        Args:
+            features: with integer labels ``(M, s, s)``, ``s`` the ``train_mask_size``.
+            device: where to train, batch by batch.
+            title: of the epochs, to show their progress; None shows none.
+
+        Returns:
+            The classifier, on ``device``.
+
+        Raises:
+            DenseSSLError: a label is outside the range, or no pixel has a label.
+        """
+        masks, size = features.labels, features.labels.shape[1:]
         labelled = check_labels(masks, self.num_classes, self.ignore_index).any()
-        self._check_labelled(labelled, 'training')
-        shift, scale = channel_moments(patches)
+        self.check_labelled(labelled, 'training')
+        shift, scale = features.shift, features.scale
         if not self.standardize:
             shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
-        weight = torch.zeros(patches.shape[2], self.num_classes, device=device)
+        weight = torch.zeros(len(shift), self.num_classes, device=device)
         bias = torch.zeros(self.num_classes, device=device)
         classifier = LinearClassifier(
             weight.requires_grad_(),
@@ -167,12 +191,14 @@ class LinearSegmentation:
         )
         drop = torch.optim.lr_scheduler.StepLR(optimizer, max(1, self.epochs * 4 // 5))
         rng = np.random.default_rng(self.seed)
-        for _ in range(self.epochs):
-            order = torch.from_numpy(rng.permutation(len(patches)))
+        epochs = range(self.epochs)
+        for _ in epochs if title is None else progress(epochs, self.epochs, title):
+            order = torch.from_numpy(rng.permutation(len(masks)))
             for chosen in order.split(self.batch_size):
                 target = masks[chosen.to(masks.device)].to(device).long()
-                tokens = patches[chosen.to(patches.device)].to(device)
-                logits = resize_bilinear(classifier.logits(tokens, grid), size)
+                tokens = features.patches(chosen).to(device)
+                logits = classifier.logits(tokens, features.grid)
+                logits = resize_bilinear(logits, size)
                 loss = F.cross_entropy(logits, target, ignore_index=self.ignore_index)
                 optimizer.zero_grad()
                 loss.backward()
@@ -198,48 +224,6 @@ class LinearSegmentation:
         masks = masks.to(pred.device)
         return confusion_matrix(pred, masks, self.num_classes, self.ignore_index)
 
-    def run(
-        self,
-        extractor: FeatureExtractor,
-        train_samples: Iterable[Sample],
-        val_samples: Iterable[Sample],
-        cache: Literal['fp32', 'fp16'] = 'fp32',
-    ) -> SegmentationResult:
-        """Extract, train, evaluate; see `linear_segmentation`."""
-        size = (self.train_mask_size, self.train_mask_size)
-        dtype = {'fp32': torch.float32, 'fp16': torch.float16}[cache]
-        patches, masks = [], []
-        batch = extractor.batch_size
-        for images, labels in labelled_batches(train_samples, batch, 'training'):
-            check_labels(labels, self.num_classes, self.ignore_index)
-            tokens = extractor(images)
-            patches.append(tokens.patches.to('cpu', dtype))
-            masks.append(resize_nearest(labels, size))
-        features = Tokens(torch.cat(patches), tokens.grid)
-        train_size = tuple(images.shape[1:3])
-        classifier = self.fit(features, torch.cat(masks), extractor.device)
-
-        confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
-        num_val = 0
-        for images, labels in labelled_batches(val_samples, batch, 'validation'):
-            confusion += self.evaluate(classifier, extractor(images), labels).cpu()
-            num_val += len(images)
-        self._check_labelled(confusion.any(), 'validation')
-        miou, per_class = mean_iou(confusion)
-        settings = {
-            **asdict(self),
-            'cache': cache,
-            'precision': extractor.precision,
-            'num_train': len(features.patches),
-            'num_val': num_val,
-            'train_size': train_size,
-            'val_size': tuple(images.shape[1:3]),
-            'grid': features.grid,
-        }
-        return SegmentationResult(
-            miou, tuple(per_class.tolist()), pixel_accuracy(confusion), settings
-        )
-
     def _check(self, patches: Tensor, masks: Tensor) -> None:
         if len(patches) != len(masks) or not len(masks):
             raise DenseSSLError(
@@ -247,14 +231,10 @@ class LinearSegmentation:
                 f'{len(masks)} masks; give one mask for each picture, and at least one'
             )
         check_labels(masks, self.num_classes, self.ignore_index)
-        for index, picture in enumerate(patches):
-            if not torch.isfinite(picture).all():
-                raise DenseSSLError(
-                    f'LinearSegmentation: features of picture {index} are not finite; '
-                    'the backbone has diverged, or needs precision and cache fp32'
-                )
+        check_finite(patches)
 
-    def _check_labelled(self, labelled: Tensor, name: str) -> None:
+    def check_labelled(self, labelled: Tensor, name: str) -> None:
+        """Refuse a set that labels no pixel."""
         if not labelled:
             raise DenseSSLError(
                 f'LinearSegmentation: the {name} masks label no pixel; '
@@ -268,14 +248,14 @@ def linear_segmentation(
     val_samples: Iterable[Sample],
     num_classes: int,
     *,
-    cache: Literal['fp32', 'fp16'] = 'fp32',
+    cache: Cache = 'fp32',
     **options: Any,
 ) -> SegmentationResult:
     """Linear segmentation of frozen features, from pictures to the score.
 
-    Every picture goes through the backbone once. Training features stay in memory
-    (``M * N * D`` values), validation features only for their batch. The same seed,
-    samples and machine give the same result.
+    Every picture goes through the backbone once, and training features stay in memory
+    (``M * N * D`` values), unless ``cache`` is ``'none'``; validation features do only
+    for their batch. The same seed, samples and machine give the same result.
 
     Args:
         extractor: the frozen backbone.
@@ -283,8 +263,8 @@ def linear_segmentation(
             integer labels, all of one size.
         val_samples: the same for the evaluation, made at full mask size.
         num_classes: ``C``; labels run from 0 to ``C - 1``.
-        cache: type of the training features in memory. fp16 halves it, for features
-            of moderate scale.
+        cache: see `training_features`; for ``'none'``, give ``train_samples`` as a
+            sequence.
         **options: further settings of `LinearSegmentation`, by name.
 
     Returns:
@@ -296,7 +276,36 @@ def linear_segmentation(
             or unlabelled, or features are not finite.
     """
     protocol = LinearSegmentation(num_classes, **options)
-    return protocol.run(extractor, train_samples, val_samples, cache)
+    size = (protocol.train_mask_size, protocol.train_mask_size)
+
+    def check(labels: Tensor) -> None:
+        check_labels(labels, num_classes, protocol.ignore_index)
+
+    features = training_features(extractor, train_samples, size, cache, check)
+    classifier = protocol.learn(features, extractor.device)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    num_val = 0
+    for images, labels in labelled_batches(
+        val_samples, extractor.batch_size, 'validation'
+    ):
+        confusion += protocol.evaluate(classifier, extractor(images), labels).cpu()
+        num_val += len(images)
+    protocol.check_labelled(confusion.any(), 'validation')
+    miou, per_class = mean_iou(confusion)
+    patch = extractor.backbone.patch_size
+    settings = {
+        **asdict(protocol),
+        'cache': cache,
+        'precision': extractor.precision,
+        'num_train': len(features.labels),
+        'num_val': num_val,
+        'train_size': tuple(patch * side for side in features.grid),
+        'val_size': tuple(images.shape[1:3]),
+        'grid': features.grid,
+    }
+    return SegmentationResult(
+        miou, tuple(per_class.tolist()), pixel_accuracy(confusion), settings
+    )
 
 
 def resize_bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -315,12 +324,3 @@ def resize_bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
         for old, new in zip(logits.shape[2:], size, strict=True)
     )
     return rows.mT @ logits @ columns
-
-
-def resize_nearest(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """``(B, H, W)`` labels to ``(B, *size)``: each new centre takes its old pixel."""
-    rows, columns = (
-        (2 * torch.arange(new, device=masks.device) + 1) * old // (2 * new)
-        for old, new in zip(masks.shape[1:], size, strict=True)
-    )
-    return masks[:, rows[:, None], columns]

@@ -115,17 +115,32 @@ def draw_matches(
     ends = token_pixels(grids[1], right.shape[:2]) + np.array([start, GAP_PX])
     colours = place_colours(grids[0])
     drawn = [
-        (_fixed(starts[token]), _fixed(ends[index[token]]), colours[token].tolist())
+        (starts[token], ends[index[token]], colours[token].tolist())
         for token in thinned(valid, grids[0], lines)
     ]
     for first, last, colour in drawn:
+        first, last = _fixed(first), _fixed(last)
         cv2.line(sheet, first, last, colour, 1, cv2.LINE_AA, _SHIFT)
     for *centres, colour in drawn:  # above all lines
         for centre in centres:
-            for radius, ink in ((_DOT_PX + 1, _INK), (_DOT_PX, colour)):
-                radius <<= _SHIFT
-                cv2.circle(sheet, centre, radius, ink, -1, cv2.LINE_AA, _SHIFT)
+            draw_dot(sheet, centre, colour)
     return sheet
+
+
+def draw_dot(
+    sheet: np.ndarray, centre: np.ndarray, colour: list[int], radius: int = _DOT_PX
+) -> None:
+    """Draw a dot with a dark rim of 1 px onto uint8 RGB ``(H, W, 3)``.
+
+    Args:
+        sheet: is drawn on; what lies outside is left out.
+        centre: ``(x, y)`` in px; pixel i covers ``[i, i + 1)``.
+        colour: RGB, 0..255.
+        radius: px.
+    """
+    for px, ink in ((radius + 1, _INK), (radius, colour)):
+        at = _fixed(centre)
+        cv2.circle(sheet, at, px << _SHIFT, ink, -1, cv2.LINE_AA, _SHIFT)
 
 
 def stack_titled(pictures: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -38,6 +38,16 @@ class Samples(torch.utils.data.Dataset):
         return make_sample(index)
 
 
+def test_transforms_need_not_track_places():
+    samples = [make_sample(i) for i in range(2)]
+    for sample in samples:
+        del sample['geometry']
+    batch = collate_views(samples)
+    assert batch['geometry'] is None and batch['inputs']['global'].shape[0] == 2
+    with pytest.raises(DenseSSLError, match='and 3 geometries'):
+        collate_views([samples[0], make_sample(2)])
+
+
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_batch_holds_each_sample_in_its_place(num_workers):
     loader = DataLoader(

@@ -12,6 +12,8 @@ from conftest import (
     ROOT,
     build_model,
     loca_config,
+    moby_config,
+    model_config,
     optim_wrapper,
     point_config,
     region_config,
@@ -98,6 +100,30 @@ def test_two_processes_equal_one(tmp_path, options):
     assert not state['heads.view.center'].eq(0).all()
 
 
+@pytest.mark.parametrize('late', ['selfpatch', 'view'])
+def test_a_head_that_rests_at_first_on_two_processes(tmp_path, late):
+    """Steps 4, 5 and 6 of 4 an epoch: it rests, rests, and has half its weight.
+
+    Without the view head nothing trains the neck's blocks, and DDP would wait.
+    """
+    heads = model_config()['heads']
+    heads[late]['loss_weight'] = dict(end=0.8, start_epoch=1.25, fade_epochs=0.5)
+    options = dict(heads=heads)
+    torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
+    model = build_model(**options)
+    logs, grads, state = run_steps(model, model, slice(None))
+    ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
+    weights = [float(log[f'{late}/weight']) for log in logs]
+    assert weights == pytest.approx([0, 0, 0.4])
+    for step in range(STEPS):
+        for rank in ranks:
+            assert rank[0][step].keys() == logs[step].keys()
+        assert (f'loss_{late}' in logs[step]) == (step == 2)
+        mean = sum(rank[0][step]['loss'] for rank in ranks) / 2
+        torch.testing.assert_close(mean, logs[step]['loss'], rtol=1e-5, atol=1e-6)
+    assert_same_weights(ranks, grads, state)
+
+
 @pytest.mark.parametrize('average', ['query', 'token'])
 def test_sinkhorn_and_me_max_are_those_of_all_ranks(tmp_path, average):
     options = loca_config()
@@ -117,6 +143,38 @@ def test_sinkhorn_and_me_max_are_those_of_all_ranks(tmp_path, average):
                 entropy, logs[step]['cluster/prediction_entropy']
             )
     assert_same_weights(ranks, grads, state)
+
+
+def worker_in_double(rank, folder, options):
+    torch.set_default_dtype(torch.float64)
+    worker(rank, folder, options)
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize('negatives', [False, True])
+def test_queues_keys_and_statistics_are_those_of_all_ranks(tmp_path, double, negatives):
+    # in float64: batch norm on the nearly equal views of noise magnifies rounding
+    options = moby_config(patch=dict(negatives=negatives))
+    torch.multiprocessing.spawn(worker_in_double, (str(tmp_path), options), nprocs=2)
+    model = build_model(**options)
+    logs, grads, state = run_steps(model, model, slice(None))
+    ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
+    keys = ['loss', 'loss_view', 'loss_selfpatch', 'view/accuracy', 'selfpatch/cosine']
+    for step in range(STEPS):
+        for key in keys + ['selfpatch/accuracy'] * negatives:
+            mean = sum(rank[0][step][key] for rank in ranks) / 2
+            torch.testing.assert_close(mean, logs[step][key], rtol=1e-9, atol=1e-9)
+    assert_same_weights(ranks, grads, state)
+    for rank in ranks:  # steps of 8 keys went round a queue of 10
+        assert rank[2]['heads.view.enqueued'] == 8 * STEPS
+    first, second = (rank[2]['heads.view.queue'] for rank in ranks)
+    assert first.equal(second)
 
 
 def test_dist_train_script_starts_two_processes(small_config, tmp_path):

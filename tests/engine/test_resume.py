@@ -135,3 +135,21 @@ def test_other_seed_gives_other_weights(uninterrupted, tmp_path):
     assert not mine['backbone.pos_embed'].equal(
         expected['state_dict']['backbone.pos_embed']
     )
+
+
+def test_queues_and_statistics_resume_exactly(tmp_path):
+    config = make_config(tmp_path)
+    text = config.read_text().replace(
+        'selfpatch_vit-t8_demo', 'selfpatch-moby_vit_demo'
+    )
+    projector = 'projector=dict(hidden_dims=32, bottleneck_dims=16)'
+    assert text.count(projector) == 2
+    text = text.replace(projector, 'hidden_dims=32')
+    config.write_text(text.replace('view=dict(', 'view=dict(queue_length=6, '))
+    train(config, '--work-dir', tmp_path / 'whole')
+    train_and_kill('epoch', 6, config, '--work-dir', tmp_path / 'parts')
+    train(config, '--work-dir', tmp_path / 'parts', '--resume')
+    whole = final(tmp_path / 'whole')
+    assert_same_run(final(tmp_path / 'parts'), whole)
+    assert whole['state_dict']['heads.view.enqueued'] == 4 * 12
+    assert whole['state_dict']['heads.view.queue'].shape == (2, 6, 64)

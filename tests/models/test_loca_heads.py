@@ -320,6 +320,26 @@ def test_with_everything_masked_the_reference_is_not_seen():
     assert head.block is not None and head.visible.count((2, 2)) == 1
 
 
+@pytest.mark.parametrize('seen', [0, 1, 3, 4])
+def test_predictions_with_any_share_of_the_reference(seen):
+    head = position_head()
+    student, teacher = features(head)
+    queries = student.by_image(('random', 'focal'))  # (2, 7, D)
+    references = teacher.tokens['reference'][:, :, :seen]
+    got = head.predict(queries, references)
+    assert got.shape == (2, 7, 1, 4)
+    for b in range(2):
+        for token in range(7):
+            if seen:
+                z = attended(head.block, queries[b, token], references[0, b])
+            else:  # an empty sum of values
+                z = queries[b, token] + head.block.proj.bias
+                mlp = head.block.mlp
+                z = z + mlp.fc2(F.gelu(mlp.fc1(norm(z, head.block.norm2))))
+            expected = head.predictor(norm(z, head.norm))
+            torch.testing.assert_close(got[b, token, 0], expected)
+
+
 def test_what_is_visible_changes_with_every_step():
     head = position_head(mask='random', per_image=True)
     student, teacher = features(head)

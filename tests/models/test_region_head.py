@@ -210,9 +210,11 @@ def test_views_apart_cost_nothing_and_give_finite_gradients():
 
 
 def test_needs_tracked_geometry():
-    head, student, teacher = setting('geometric')
-    with pytest.raises(DenseSSLError, match=r'where each view lies.*MultiCrop'):
-        head.loss(student, teacher, None, 'r')
+    model = build_model(**region_config('geometric'))
+    batch = model.data_preprocessor(views()) | dict(geometry=None)
+    with pytest.raises(DenseSSLError, match=r"'region' .* each view lies.*MultiCrop"):
+        model(**batch)
+    assert build_model(**region_config('similarity'))(**batch)['loss'].isfinite()
 
 
 def test_grid_that_does_not_fit_the_view():

@@ -28,9 +28,20 @@ def cross_entropy(target_logits, center, student_logits, tau_t=0.04, tau_s=0.1):
     return -(p * (student_logits.double() / tau_s).log_softmax(-1)).sum(-1)
 
 
+def most_similar(cos):
+    """The paper's four."""
+    return cos.topk(4).indices
+
+
+def over_a_threshold(cos):
+    """Those over 0.3, or else the most similar one."""
+    found = (cos > 0.3).nonzero()[:, 0]
+    return found if len(found) else cos.argmax()[None]
+
+
 @torch.no_grad()
-def plain_losses(model, data):
-    """Both losses of SelfPatch, view by view and patch by patch."""
+def plain_losses(model, data, positives=most_similar):
+    """Both losses of SelfPatch, view by view and patch by patch; and mean positives."""
     data = model.data_preprocessor(data)
     crops = [view for role in data['inputs'].values() for view in role]  # (B, 3, H, W)
     student = [model.backbone(x) for x in crops]
@@ -46,7 +57,7 @@ def plain_losses(model, data):
                 terms.append(cross_entropy(z_t, heads['view'].center, z_s).mean())
     view = sum(terms) / len(terms)
 
-    terms = []
+    terms, numbers = [], []
     for f_s, f_t in zip(student, teacher, strict=True):
         index, valid = neighbour_index(f_s.grid, 3, 'wrap')
         for b in range(len(f_t.patches)):
@@ -54,7 +65,8 @@ def plain_losses(model, data):
             for i in range(len(patches)):
                 near = index[i][valid[i]]
                 cos = torch.cosine_similarity(patches[i], patches[near], dim=-1)
-                chosen = near[cos.topk(4).indices]
+                chosen = near[positives(cos)]
+                numbers.append(len(chosen))
                 tokens = copy.copy(f_t)
                 object.__setattr__(tokens, 'patches', patches[chosen][None])
                 y = model.teacher.neck.pool(tokens)
@@ -62,23 +74,29 @@ def plain_losses(model, data):
                 z_s = own['selfpatch'](model.neck.norm(f_s.patches[b, i]))
                 entropy = cross_entropy(z_t, heads['selfpatch'].center, z_s)
                 terms.append(entropy / len(patches) / len(f_t.patches) / len(crops))
-    return view, sum(terms)
+    return view, sum(terms), sum(numbers) / len(numbers)
 
 
-def test_losses_are_the_equations():
-    model, data = build_model(), views(batch=2)
+@pytest.mark.parametrize('top_k', [4, 'adaptive'])
+def test_losses_are_the_equations(top_k):
+    heads = model_config()['heads']
+    heads['selfpatch'].update(top_k=top_k, threshold=0.3)
+    model, data = build_model(heads=heads), views(batch=2)
     # a teacher and centres of their own, so that mixing the two up shows
     for i, (t, _) in enumerate(teacher_and_student(model)):
         t.data.add_(0.01 * torch.randn(t.shape, generator=torch.manual_seed(i)))
     for head in model.heads.values():
         head.center.normal_(std=0.1)
-    view, patch = plain_losses(model, data)
+    how = most_similar if top_k == 4 else over_a_threshold
+    view, patch, positives = plain_losses(model, data, how)
     out = model(**model.data_preprocessor(data))
     torch.testing.assert_close(out['loss_view'].double(), view, rtol=1e-5, atol=0)
     torch.testing.assert_close(out['loss_selfpatch'].double(), patch, rtol=1e-5, atol=0)
     torch.testing.assert_close(
         out['loss'], out['loss_view'] + 0.1 * out['loss_selfpatch']
     )
+    assert out['selfpatch/positives'].item() == pytest.approx(positives)
+    assert top_k == 4 or 1 < positives < 8
 
 
 def test_teacher_starts_equal_and_shares_no_storage():
@@ -273,6 +291,18 @@ def test_selfpatch_on_swin_takes_small_views():
 def test_wrong_settings(change, words):
     with pytest.raises(DenseSSLError, match=words):
         MODELS.build(model_config(**change))
+
+
+def test_threshold_of_an_adaptive_number_moves_the_positives():
+    def positives(**options):
+        heads = model_config()['heads']
+        heads['selfpatch'].update(options)
+        model = build_model(heads=heads)
+        return float(model(**model.data_preprocessor(views()))['selfpatch/positives'])
+
+    found = [positives(top_k='adaptive', threshold=t) for t in (-1.0, 0.2, 0.4, 1.0)]
+    assert found[0] == 8 > found[1] > found[2] > found[3] == 1
+    assert positives(top_k=3, threshold=0.4) == 3  # a number does not read it
 
 
 def test_wrong_head_settings():

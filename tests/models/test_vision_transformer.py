@@ -244,6 +244,32 @@ def test_last_attention_reproduces_the_last_block():
     torch.testing.assert_close(x[:, 1:], model(images).patches)
 
 
+@pytest.mark.parametrize('cls_token', [True, False])
+def test_last_reference_attention_is_a_masked_softmax(cls_token):
+    model, images = vit(cls_token=cls_token).double(), torch.randn(2, 3, 16, 32)
+    images, references = images.double(), torch.randn(2, 3, 32).double()
+    found = model.last_reference_attention(images, references)
+    # all tokens in one table, and what a reference must not see at minus infinity
+    x, _ = model.embed(images)
+    count, first = x.shape[1], int(cls_token)
+    mask = torch.full((count + 3, count + 3), -math.inf).double()
+    mask[:count, :count] = 0
+    mask[count:, first:count] = 0
+    mask[count:, count:].fill_diagonal_(0)
+    x = torch.cat([x, references], 1)
+    for block in model.blocks[:-1]:
+        x = block(x, attn_mask=mask)
+    block = model.blocks[-1]
+    q, k, _ = block.attn.qkv(block.norm1(x)).chunk(3, -1)
+    for head in (0, 1):
+        part = slice(16 * head, 16 * (head + 1))  # channels of the head
+        logits = q[..., part] @ k[..., part].mT / 4 + mask
+        weights = (logits.exp() / logits.exp().sum(-1, keepdim=True))[:, count:]
+        own = weights[:, :, count:].diagonal(dim1=1, dim2=2)
+        expected = torch.cat([weights[:, :, first:count], own[..., None]], -1)
+        torch.testing.assert_close(found[:, head], expected)
+
+
 def test_options_take_effect():
     names = dict(
         vit(cls_token=False, final_norm=False, pos_embed=False).named_parameters()

@@ -108,8 +108,8 @@ class HealthHook(Hook):
             values['data_wait'] = waited / scalars['train/time'].mean(self.interval)
         runner.visualizer.add_scalars(values, step=runner.iter + 1)
         runner.logger.debug(f'health at step {runner.iter + 1}: {values}')
-        for name, head in model.heads.items():
-            self._judge(runner, name, head, values)
+        for name in model.monitored:  # heads that rest are not
+            self._judge(runner, name, model.heads[name], values)
         self._count(
             runner,
             'data_wait',

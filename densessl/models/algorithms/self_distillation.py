@@ -5,32 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 
 import torch
+from mmengine import dist
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
-from densessl.models.backbones.vision_transformer import VisionTransformer
-from densessl.models.features import Tokens, ViewFeatures
-from densessl.models.patch_drop import PatchDrop, gather_tokens
+from densessl.models.features import ViewFeatures
+from densessl.models.heads.base import Head
+from densessl.models.patch_drop import PatchDrop
 from densessl.registry import MODELS, TASK_UTILS
 from densessl.schedules import Progress, cosine
+
+from .checks import check_drop, check_neck, check_points, check_views, check_weights
+from .encoding import Branch, encode_views, view_places
 
 
 class NonFiniteLossError(DenseSSLError):
     """A loss term is NaN or infinite; raised before any weight has changed."""
-
-
-class Branch(nn.Module):
-    """Backbone, neck and projectors: the part that student and teacher both have."""
-
-    def __init__(self, backbone: nn.Module, neck: nn.Module, projectors: nn.ModuleDict):
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.projectors = projectors
 
 
 @MODELS.register_module()
@@ -42,7 +36,9 @@ class SelfDistillation(BaseModel):
     ``m`` on a cosine from ``teacher_momentum`` to 1 (DINO, arXiv:2104.14294, Sec. 3.1).
 
     The student's parts are ``backbone``, ``neck`` and ``projectors``; the teacher's the
-    same under ``teacher``.
+    same under ``teacher``. A head whose weight is 0 in a step rests: views, points and
+    random numbers are those of a model without it, its centre, and its weights on both
+    sides, stay as they are.
 
     Args:
         backbone: config of a backbone.
@@ -52,8 +48,8 @@ class SelfDistillation(BaseModel):
         teacher_momentum: share of the old teacher that stays in step 0, as the papers
             count it (0.996); MMEngine's EMA momentum is 1 minus this.
         average_losses: divide the weighted sum of the heads' losses by the sum of their
-            weights, as EsViT and GLSD do, so that one head more or less does not change
-            the scale.
+            current weights, as EsViT and GLSD do, so that one head more or less does
+            not change the scale.
         accumulate: parts a batch is split into; each goes forward and backward on its
             own, and one step follows. Results equal those of the whole batch, but for
             what is drawn or taken over a batch: batch norm, patch dropping, and the
@@ -108,8 +104,7 @@ class SelfDistillation(BaseModel):
         self.heads = nn.ModuleDict(
             {n: head for n, head in built.items() if head.enabled}
         )
-        if not self.heads:
-            raise DenseSSLError('SelfDistillation: no heads; name at least one')
+        check_weights(self.heads)
         self.projectors = nn.ModuleDict(
             {name: head.build_projector() for name, head in self.heads.items()}
         )
@@ -122,19 +117,18 @@ class SelfDistillation(BaseModel):
                 module.drop_prob = 0.0
             elif isinstance(module, nn.Dropout):
                 module.p = 0.0
-        self._teacher_roles = _union(h.teacher_roles for h in self.heads.values())
-        self._student_roles = _union(h.student_roles for h in self.heads.values())
         self.drop: dict[str, PatchDrop] = {
             role: TASK_UTILS.build(cfg)
             for role, cfg in (drop or {}).items()
             if cfg is not None
         }
         self.no_positions = tuple(no_positions)
-        self._check_drop()
-        if self.no_positions and self._student_roles == set(self.no_positions):
+        check_neck(self.neck, self.heads)
+        check_points(self.backbone, self.heads)
+        check_drop(self.backbone, self.heads, self.drop, self.no_positions)
+        seen = _union(head.student_roles for head in self.heads.values())
+        if self.no_positions and seen == set(self.no_positions):
             self.backbone.pos_embed.requires_grad_(False)  # DDP waits for gradients
-        self._pointing = [n for n, head in self.heads.items() if head.needs_points]
-        self._check_points()
 
     def init_weights(self) -> None:
         """Constructors draw the weights; a backbone's ``init_cfg`` may replace them."""
@@ -151,25 +145,36 @@ class SelfDistillation(BaseModel):
             mode: ``'loss'`` for a dict of scalars with the ``'loss'`` to minimise, or
                 ``'tensor'`` for the teacher's :class:`ViewFeatures` of all views.
         """
-        points = ({}, {})
-        if mode != 'tensor' and self._pointing:
-            head = self.heads[self._pointing[0]]
-            points = head.place_points(geometry, _places(inputs))
-        with torch.no_grad():
-            roles = None if mode == 'tensor' else self._teacher_roles
-            teacher = self._features(self.teacher, inputs, roles, points[1])
         if mode == 'tensor':
-            return teacher
+            with torch.no_grad():
+                return self._features(self.teacher, inputs, None)
+        named = (*self.drop, *self.no_positions)
+        check_views(self.heads, named, inputs, geometry)
+        heads, points = self.active_heads, ({}, {})
+        for head in heads.values():
+            if head.needs_points:
+                points = head.place_points(geometry, view_places(inputs))
+        with torch.no_grad():
+            teacher = self._features(
+                self.teacher, inputs, self._teacher_roles, points[1]
+            )
         student = self._features(self, inputs, self._student_roles, points[0])
         log, total = {}, 0.0
-        for name, head in self.heads.items():
+        self.monitored = {}
+        for name, head in heads.items():
             terms = head.loss(student, teacher, geometry, name)
             total = total + head.loss_weight * terms['loss']
             log[f'loss_{name}'] = terms.pop('loss').detach()
             log.update({f'{name}/{key}': value for key, value in terms.items()})
             self.monitored[name] = head.monitored_features(teacher)
         if self.average_losses:
-            total = total / sum(head.loss_weight for head in self.heads.values())
+            total = total / sum(head.loss_weight for head in heads.values())
+        for name, head in self.heads.items():
+            if head.weight.moves:
+                log[f'{name}/weight'] = torch.tensor(head.loss_weight)
+        if self._waits_for_all:
+            trained = (p for p in self.parameters() if p.requires_grad)
+            total = total + 0 * sum(p.flatten()[0] for p in trained)
         return {'loss': total, **log}
 
     def train_step(
@@ -208,12 +213,27 @@ class SelfDistillation(BaseModel):
             for key, value in terms.items():
                 log[key] = log.get(key, 0) + value.detach() / len(parts)
         self._freeze_last_layers()
+        if self._waits_for_all:
+            self._drop_zero_gradients()
         optim_wrapper.step()
         optim_wrapper.zero_grad()
-        for head in self.heads.values():
+        for head in self.active_heads.values():
             head.end_step()
         self.update_teacher()
         return log
+
+    @property
+    def active_heads(self) -> dict[str, Head]:
+        """Heads whose weight is not 0 in this step; the others rest."""
+        return {name: head for name, head in self.heads.items() if head.loss_weight}
+
+    @property
+    def _teacher_roles(self) -> set[str] | None:
+        return _union(head.teacher_roles for head in self.active_heads.values())
+
+    @property
+    def _student_roles(self) -> set[str] | None:
+        return _union(head.student_roles for head in self.active_heads.values())
 
     @property
     def momentum(self) -> float:
@@ -244,108 +264,21 @@ class SelfDistillation(BaseModel):
         roles: set[str] | None,
         points: dict[str, Tensor] | None = None,
     ) -> ViewFeatures:
-        """Features of one branch; roles that are treated alike share a forward."""
-        points = points or {}
-        drop = self.drop if branch is self else {}
-        bare = self.no_positions if branch is self else ()
-        named = {*(roles or ()), *drop, *bare}
-        if not named <= inputs.keys():
-            raise DenseSSLError(
-                'SelfDistillation: heads, drop or no_positions name '
-                f'{", ".join(sorted(named - inputs.keys()))}, but the views are '
-                f'{", ".join(inputs)}; name roles of the recipe of views'
-            )
-        wanted = [role for role in inputs if roles is None or role in roles]
-        alike: dict[tuple, list[str]] = {}
-        for role in wanted:
-            count = points[role].shape[2] if role in points else 0
-            key = (
-                *inputs[role].shape[2:],
-                role in bare,
-                role if role in drop else '',
-                count,
-            )
-            alike.setdefault(key, []).append(role)
-        tokens, grids, pooled, kept, references = {}, {}, {}, {}, {}
-        for group in alike.values():
-            counts = [len(inputs[role]) for role in group]
-            images = inputs[group[0]]
-            if len(group) > 1:
-                images = torch.cat([inputs[role] for role in group])
-            shape = images.shape[:2]
-            options = dict(positions=False) if group[0] in bare else {}
-            if group[0] in points:
-                places = torch.cat([points[role] for role in group])
-                options['references'] = self._reference_tokens(branch, places, images)
-            out, index = _encode(
-                branch.backbone, images.flatten(0, 1), drop.get(group[0]), options
-            )
-            if out.references is not None:
-                parts = out.references.unflatten(0, shape).split(counts)
-                references.update(zip(group, parts, strict=True))
-            if index is not None:
-                kept[group[0]] = index.unflatten(0, shape)
-            parts = zip(
-                group,
-                out.patches.unflatten(0, shape).split(counts),
-                branch.neck.pool(out).unflatten(0, shape).split(counts),
-                strict=True,
-            )
-            for role, patches, representation in parts:
-                tokens[role], grids[role] = patches, out.grid
-                pooled[role] = representation
-        return ViewFeatures(
-            pooled=torch.cat([pooled[role] for role in wanted]),
-            tokens={role: tokens[role] for role in wanted},
-            grids=grids,
-            neck=branch.neck,
-            projectors=branch.projectors,
-            kept=kept,
-            references=references,
-            places=_places(inputs),
-        )
-
-    def _reference_tokens(
-        self, branch: nn.Module, points: Tensor, images: Tensor
-    ) -> Tensor:
-        """``(v * B, m, D)`` for points ``(v, B, m, 2)`` of a branch's views."""
-        (name,) = self._pointing
-        grid = tuple(side // branch.backbone.patch_size for side in images.shape[-2:])
-        return self.heads[name].reference_tokens(
-            branch.backbone, branch.projectors[name], points.flatten(0, 1), grid
-        )
-
-    def _check_points(self) -> None:
-        if len(self._pointing) > 1:
-            raise DenseSSLError(
-                f'SelfDistillation: heads {" and ".join(self._pointing)} both ask for '
-                'reference tokens; leave one of them'
-            )
-        if self._pointing and not isinstance(self.backbone, VisionTransformer):
-            raise DenseSSLError(
-                f'SelfDistillation: head {self._pointing[0]!r} uses reference tokens, '
-                'which need a ViT, and the backbone is '
-                f'{type(self.backbone).__name__}; use VisionTransformer'
-            )
-
-    def _check_drop(self) -> None:
-        """Heads and backbone can do without what ``drop`` and ``no_positions`` take."""
-        vit = isinstance(self.backbone, VisionTransformer)
-        before = [r for r, drop in self.drop.items() if not drop.after_encoder]
-        if not vit and (before or self.no_positions):
-            raise DenseSSLError(
-                'SelfDistillation: drop before the encoder and no_positions need a '
-                f'VisionTransformer, the backbone is {type(self.backbone).__name__}; '
-                'set after_encoder=True, or leave them out'
-            )
-        for name, head in self.heads.items():
-            seen = self.drop if head.student_roles is None else head.student_roles
-            lost = [role for role in seen if role in self.drop]
-            if head.whole_views and lost:
-                raise DenseSSLError(
-                    f'SelfDistillation: head {name!r} needs every patch of its views, '
-                    f'and drop takes some of {", ".join(lost)}; leave one of them out'
+        student, options = branch is self, {}
+        for name, head in self.active_heads.items():
+            if head.needs_points:
+                options['reference_tokens'] = partial(
+                    head.reference_tokens, branch.backbone, branch.projectors[name]
                 )
+        return encode_views(
+            branch,
+            inputs,
+            roles,
+            drop=self.drop if student else None,
+            no_positions=self.no_positions if student else (),
+            points=points,
+            **options,
+        )
 
     def _split(self, data: dict) -> Iterable[dict]:
         if self.accumulate == 1:
@@ -366,6 +299,23 @@ class SelfDistillation(BaseModel):
                 geometry=None if geometry is None else geometry[part],
             )
 
+    @property
+    def _waits_for_all(self) -> bool:
+        """Whether parameters get a gradient of 0 because heads rest: DDP wants one."""
+        return len(self.active_heads) < len(self.heads) and dist.is_distributed()
+
+    def _drop_zero_gradients(self) -> None:
+        """None where a gradient is 0 throughout, as it is without DDP.
+
+        With 0, weight decay would move what nothing trains, and the optimiser count
+        the step.
+        """
+        trained = [p for p in self.parameters() if p.grad is not None]
+        most = torch._foreach_norm([p.grad for p in trained], float('inf'))
+        for parameter, value in zip(trained, torch.stack(most).tolist(), strict=True):
+            if value == 0:
+                parameter.grad = None
+
     def _freeze_last_layers(self) -> None:
         epochs = self.progress.step / self.progress.steps_per_epoch
         for name, head in self.heads.items():
@@ -379,29 +329,6 @@ def _union(roles: Iterable[tuple[str, ...] | None]) -> set[str] | None:
     """Roles that any head asks for; None, for all, where one asks for all."""
     roles = list(roles)
     return None if None in roles else {role for some in roles for role in some}
-
-
-def _places(inputs: dict[str, Tensor]) -> dict[str, slice]:
-    places, start = {}, 0
-    for role, views in inputs.items():
-        places[role] = slice(start, start + len(views))
-        start += len(views)
-    return places
-
-
-def _encode(
-    backbone: nn.Module, images: Tensor, drop: PatchDrop | None, options: dict
-) -> tuple[Tokens, Tensor | None]:
-    """Tokens of ``(B, C, H, W)``; with ``drop``, of some patches and which ones."""
-    if drop is None:
-        return backbone(images, **options), None
-    if drop.after_encoder:
-        out = backbone(images, **options)
-        index = drop(out.grid, len(images), images.device)
-        return replace(out, patches=gather_tokens(out.patches, index)), index
-    grid = tuple(side // backbone.patch_size for side in images.shape[-2:])
-    index = drop(grid, len(images), images.device)
-    return backbone(images, keep=index, **options), index
 
 
 def _check_finite(terms: dict[str, Tensor]) -> None:

@@ -39,6 +39,22 @@ class ReferenceBlock(Block):
         residuals = _drop_path(self.drop_path2, *residuals)
         return x + residuals[0], references + residuals[1]
 
+    def attention(self, x: Tensor) -> Tensor:
+        """Attention weights of ordinary tokens ``(B, T, D)``: ``(B, heads, T, T)``."""
+        queries, keys, _ = self._qkv(x)
+        return (queries * self.attn.scale @ keys.mT).softmax(-1)
+
+    def reference_attention(self, x: Tensor, references: Tensor, first: int) -> Tensor:
+        """Attention weights of references ``(B, heads, M, N + 1)``, their own last.
+
+        Args:
+            x: ``(B, T, D)`` ordinary tokens.
+            references: ``(B, M, D)``.
+            first: as in ``with_references``; ``N = T - first``.
+        """
+        queries, own_keys, _ = self._qkv(references)
+        return shares_apart(queries, own_keys, self._qkv(x)[1][:, :, first:])
+
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.attn.num_heads, -1))
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -59,10 +75,15 @@ def attend_apart(
     Returns:
         ``(B, heads, M, c)``.
     """
+    share = shares_apart(queries, own_keys, keys)
+    return share[..., :-1] @ values + share[..., -1:] * own_values
+
+
+def shares_apart(queries: Tensor, own_keys: Tensor, keys: Tensor) -> Tensor:
+    """Weights of `attend_apart`: ``(B, heads, M, N + 1)``, the query's own last."""
     queries = queries * queries.shape[-1] ** -0.5
     own = (queries * own_keys).sum(-1, keepdim=True)
-    share = torch.cat([queries @ keys.mT, own], -1).softmax(-1)
-    return share[..., :-1] @ values + share[..., -1:] * own_values
+    return torch.cat([queries @ keys.mT, own], -1).softmax(-1)
 
 
 def _drop_path(path: nn.Module, *residuals: Tensor) -> tuple[Tensor, ...]:

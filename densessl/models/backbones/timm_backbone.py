@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Sequence
 
 import timm
 from mmengine.model import BaseModule
@@ -49,8 +51,54 @@ class TimmBackbone(BaseModule):
             return Tokens(x.flatten(1, 2), tuple(x.shape[1:3]))
         prefix = getattr(self.model, 'num_prefix_tokens', 0)
         grid = tuple(side // self.patch_size for side in images.shape[-2:])
-        has_cls = getattr(self.model, 'cls_token', None) is not None
-        return Tokens(x[:, prefix:], grid, x[:, 0] if has_cls else None)
+        return Tokens(x[:, prefix:], grid, x[:, 0] if self._has_cls else None)
+
+    def forward_layers(
+        self, images: Tensor, layers: Sequence[int], *, norm: bool = True
+    ) -> list[Tokens]:
+        """Tokens after chosen blocks of a plain ViT.
+
+        Args:
+            images: as in ``forward``.
+            layers: blocks counted from 0; negative ones count from the end.
+            norm: whether each goes through the final norm.
+
+        Raises:
+            DenseSSLError: the model is no plain ViT, or has fewer blocks.
+        """
+        method = getattr(self.model, 'forward_intermediates', None)
+        if 'return_prefix_tokens' not in inspect.signature(method or len).parameters:
+            raise DenseSSLError(
+                f'TimmBackbone: layers {list(layers)} of {type(self.model).__name__}; '
+                'it gives its last, normed layer only: set layers=1 and norm=True'
+            )
+        depth = len(self.model.blocks)
+        if any(not -depth <= layer < depth for layer in layers):
+            raise DenseSSLError(
+                f'TimmBackbone: layers {list(layers)} of a model with {depth} blocks; '
+                f'count from 0 to {depth - 1}'
+            )
+        wanted = [layer % depth for layer in layers]
+        outputs = method(
+            images,
+            sorted(set(wanted)),
+            return_prefix_tokens=True,
+            norm=norm,
+            output_fmt='NLC',
+            intermediates_only=True,
+        )
+        grid = tuple(side // self.patch_size for side in images.shape[-2:])
+        tokens = {}
+        for layer, output in zip(sorted(set(wanted)), outputs, strict=True):
+            patches, prefix = output if isinstance(output, tuple) else (output, None)
+            tokens[layer] = Tokens(
+                patches, grid, prefix[:, 0] if self._has_cls else None
+            )
+        return [tokens[layer] for layer in wanted]
+
+    @property
+    def _has_cls(self) -> bool:
+        return getattr(self.model, 'cls_token', None) is not None
 
 
 def _create(name: str, pretrained: bool, options: dict):

@@ -215,8 +215,9 @@ class VisionTransformer(BaseModule):
         keep: Tensor | None = None,
         references: Tensor | None = None,
         positions: bool = True,
+        norm: bool = True,
     ) -> list[Tokens]:
-        """Tokens after chosen blocks, each through the final norm; see ``forward``.
+        """Tokens after chosen blocks; see ``forward``.
 
         Args:
             images: as in ``forward``.
@@ -224,6 +225,7 @@ class VisionTransformer(BaseModule):
             keep: as in ``forward``.
             references: as in ``forward``.
             positions: as in ``forward``.
+            norm: whether each goes through the final norm.
         """
         depth = len(self.blocks)
         if any(not -depth <= layer < depth for layer in layers):
@@ -241,12 +243,13 @@ class VisionTransformer(BaseModule):
             else:
                 x, references = block.with_references(x, references, first)
             if i in wanted:
-                out = self.norm(x)
+                final = self.norm if norm else nn.Identity()
+                out = final(x)
                 outputs[i] = Tokens(
                     patches=out[:, first:],
                     grid=grid,
                     cls=out[:, 0] if first else None,
-                    references=None if references is None else self.norm(references),
+                    references=None if references is None else final(references),
                 )
         return [outputs[layer] for layer in wanted]
 
@@ -255,11 +258,18 @@ class VisionTransformer(BaseModule):
         x, _ = self.embed(images)
         for block in self.blocks[:-1]:
             x = block(x)
-        attn = self.blocks[-1].attn
-        x = self.blocks[-1].norm1(x)
-        qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
-        q, k = qkv.permute(2, 0, 3, 1, 4)[:2]
-        return (q * attn.scale @ k.mT).softmax(-1)
+        return self.blocks[-1].attention(x)
+
+    def last_reference_attention(self, images: Tensor, references: Tensor) -> Tensor:
+        """Attention of references in the last block, ``(B, heads, M, N + 1)``.
+
+        Over the patches, and last the reference itself; arguments as in ``forward``.
+        """
+        x, _ = self.embed(images)
+        first = int(self.cls_token is not None)
+        for block in self.blocks[:-1]:
+            x, references = block.with_references(x, references, first)
+        return self.blocks[-1].reference_attention(x, references, first)
 
     def embed(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from densessl.errors import DenseSSLError
 from densessl.losses import Distillation, Pairs, distillation_loss
 from densessl.models.features import ViewFeatures
-from densessl.schedules import Progress, Temperature
+from densessl.schedules import LossWeight, Progress, Temperature
 
 from .projector import DINOProjector
 
@@ -23,32 +23,51 @@ class Head(nn.Module):
     batch, and ``end_step`` once. Ranks talk to each other in ``end_step``; in ``loss``
     only where the objective itself is one of the whole batch (LOCA's). The projector
     belongs to the branches: the student trains it, the teacher holds an averaged copy.
+    A head whose weight is 0 rests: but for ``start_step`` nothing is called.
+
+    Args:
+        loss_weight: factor of the loss in the total, a number or
+            ``dict(end, start_epoch, fade_epochs)``, see
+            :class:`densessl.schedules.LossWeight`.
 
     Attributes:
         enabled: whether the head takes part; the algorithm leaves others out.
+        weight: the factor's schedule.
+        loss_weight: the factor in this step.
+        target_role: role of the views the teacher predicts from, if the head has one;
+            the recipe's first.
         teacher_roles: roles of the views the teacher must see, None for all.
         student_roles: roles of the views the student must see, None for all.
         whole_views: whether the head needs every patch of the student's views.
+        needs_geometry: whether the batch must say where each view lies.
         needs_points: whether the backbone must carry reference tokens for the head.
-        loss_weight: factor of the head's loss in the total.
+        needs_aggregate: whether the neck must represent sets of patches.
         freeze_last_layer_epochs: epochs in which the projector's last layer gets no
             gradient.
     """
 
     enabled: bool = True
+    target_role: str | None = None
     teacher_roles: tuple[str, ...] | None = None
     student_roles: tuple[str, ...] | None = None
     whole_views: bool = True
+    needs_geometry: bool = False
     needs_points: bool = False
-    loss_weight: float = 1.0
+    needs_aggregate: bool = False
     freeze_last_layer_epochs: float = 0
+
+    def __init__(self, *, loss_weight: float | dict = 1.0) -> None:
+        super().__init__()
+        self.weight = LossWeight.of(loss_weight)
+        self.loss_weight = 0.0 if self.weight.moves else self.weight.end
 
     def build_projector(self) -> nn.Module:
         """A new projector for the student."""
         raise NotImplementedError
 
     def start_step(self, progress: Progress) -> None:
-        """Set what depends on how far the training is."""
+        """Set what depends on how far the training is: here, the weight."""
+        self.loss_weight = self.weight.at(progress)
 
     def place_points(
         self, geometry, places: dict[str, slice]
@@ -117,7 +136,7 @@ class DistillationHead(Head):
         student_temp: temperature of the student.
         teacher_temp: a number, or ``dict(start, end, warmup_epochs)``.
         center_momentum: share of the old centre that stays.
-        loss_weight: factor of the loss in the total.
+        loss_weight: see :class:`Head`.
         freeze_last_layer_epochs: epochs in which the last layer stays as it is.
         projector: options of :class:`DINOProjector`.
     """
@@ -132,11 +151,11 @@ class DistillationHead(Head):
         student_temp: float = 0.1,
         teacher_temp: float | dict = 0.04,
         center_momentum: float = 0.9,
-        loss_weight: float = 1.0,
+        loss_weight: float | dict = 1.0,
         freeze_last_layer_epochs: float = 1,
         projector: dict | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight=loss_weight)
         if not 0 <= center_momentum <= 1:
             raise DenseSSLError(
                 f'{type(self).__name__}: center_momentum={center_momentum} is no share;'
@@ -151,7 +170,6 @@ class DistillationHead(Head):
         self.temperature = Temperature.of(teacher_temp)
         self.teacher_temp = self.temperature.start
         self.center_momentum = center_momentum
-        self.loss_weight = loss_weight
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
         self._projector = dict(
             embed_dims=embed_dims, out_dims=out_dims, **(projector or {})
@@ -164,7 +182,8 @@ class DistillationHead(Head):
         return DINOProjector(**self._projector)
 
     def start_step(self, progress: Progress) -> None:
-        """Set the teacher temperature and forget the last step's batch."""
+        """Set weight and teacher temperature, and forget the last step's batch."""
+        super().start_step(progress)
         self.teacher_temp = self.temperature.at(progress)
         self._seen = []
 

@@ -89,6 +89,7 @@ class ClusterHead(QueryHead):
                 '0 or more rounds (paper: 3) and a temperature greater than 0 (0.1)'
             )
         self.level = level
+        self.needs_geometry = level == 'patch'
         self.sinkhorn = sinkhorn
         self.me_max = me_max
         self.student_temp = student_temp
@@ -105,7 +106,8 @@ class ClusterHead(QueryHead):
         return DINOProjector(**self._projector)
 
     def start_step(self, progress: Progress) -> None:
-        """Set the teacher temperature."""
+        """Set weight and teacher temperature."""
+        super().start_step(progress)
         self.teacher_temp = self.temperature.at(progress)
 
     def loss(

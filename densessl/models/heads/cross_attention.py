@@ -31,7 +31,10 @@ class CrossAttentionBlock(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """``x`` ``(B, M, D)`` after attending to ``context`` ``(B, n, D)``, n > 0."""
+        """``x`` ``(B, M, D)`` after attending to ``context`` ``(B, n, D)``.
+
+        With ``n = 0`` the attention adds its bias alone.
+        """
         query = self._heads(self.q(self.norm_q(x)))
         key, value = map(self._heads, self.kv(self.norm_kv(context)).chunk(2, -1))
         attended = F.scaled_dot_product_attention(query, key, value)

@@ -52,6 +52,7 @@ class PointHead(DistillationHead):
         DenseSSLError: no points, or a number that gives no square grid.
     """
 
+    needs_geometry = True
     needs_points = True
 
     def __init__(
@@ -99,18 +100,13 @@ class PointHead(DistillationHead):
 
     @torch.no_grad()
     def place_points(
-        self, geometry: ViewGeometry | None, places: dict[str, slice]
+        self, geometry: ViewGeometry, places: dict[str, slice]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Where the points of all pairs lie; see :meth:`Head.place_points`.
 
         Each view carries the points of the pairs it is in: a teacher view ``(V - 1) M``
         of them, a student view ``T M``, or ``(T - 1) M`` if it is a target itself.
         """
-        if geometry is None:
-            raise DenseSSLError(
-                'PointHead needs to know where each view lies, and the batch does not '
-                'say; use a transform that tracks it (MultiCrop)'
-            )
         if geometry.shape[1] < 2:
             raise DenseSSLError(
                 'PointHead compares two views of a picture, and the recipe cuts one; '

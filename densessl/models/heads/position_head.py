@@ -83,6 +83,7 @@ class PositionHead(QueryHead):
                 )
         self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
         self.task = task
+        self.needs_geometry = task != 'own'
         self.encoder = encoder
         if encoder == 'student':
             self.student_roles = (self.reference_role, *self.query_roles)
@@ -107,7 +108,8 @@ class PositionHead(QueryHead):
         self._check_grids(student, teacher)
         queries = student.by_image(self.query_roles)  # (B, M, D)
         source = student if self.encoder == 'student' else teacher
-        seen = self._attend(queries, source.tokens[self.reference_role])
+        references = self._draw_visible(source.tokens[self.reference_role])
+        seen = self._attend(queries, references)
         if self.task == 'box':
             return self._box_loss(seen, student, teacher, geometry)
         matched = self._targets(student, teacher, geometry)
@@ -119,17 +121,53 @@ class PositionHead(QueryHead):
                 logits.flatten(0, 2), target.flatten(), reduction='none'
             )
             loss = (entropies * matched.weights.flatten()).sum() / len(queries)
-        return dict(loss=loss, **self._accuracy(logits, matched), **matched.monitors)
+        return dict(loss=loss, **self.scores(logits, matched.index), **matched.monitors)
+
+    def predict(self, queries: Tensor, references: Tensor) -> Tensor:
+        """Logits of the places of query tokens, of which any share may be hidden.
+
+        Args:
+            queries: ``(B, M, D)``.
+            references: ``(R, B, n, D)``, the tokens that are seen; with ``n = 0`` the
+                block attends to nothing. A head without a block looks at none.
+
+        Returns:
+            ``(B, M, R, N)`` float32, or without a block ``(B, M, 1, N)``.
+        """
+        return self.predictor(self.norm(_float32(self._attend(queries, references))))
+
+    @torch.no_grad()
+    def scores(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """``accuracy`` and mean ``distance``, in reference patches, over Omega.
+
+        Args:
+            logits: ``(..., N)``.
+            index: ``(...)`` long, the true places; -1 outside Omega.
+        """
+        inside, width = index >= 0, self.grid[1]
+        found = logits.argmax(-1)
+        rows = found // width - index // width
+        columns = found % width - index % width
+        count = inside.sum().clamp_min(1)
+        distance = torch.hypot(rows.float(), columns.float())
+        return dict(
+            accuracy=((found == index) & inside).sum() / count,
+            distance=(distance * inside).sum() / count,
+        )
+
+    def _draw_visible(self, references: Tensor) -> Tensor:
+        """Those of ``(R, B, N, D)`` that are seen."""
+        count, images, tokens, _ = references.shape
+        if self.block is None or tokens != math.prod(self.grid):
+            return references  # nobody looks, or the encoder had some only
+        index = self.visible(self.grid, images, references.device)
+        return gather_tokens(references, index.expand(count, -1, -1))
 
     def _attend(self, queries: Tensor, references: Tensor) -> Tensor:
         """``(B, M, R, D)``, or with nothing to see ``(B, M, 1, D)``."""
         if self.block is None:
             return queries[:, :, None]
-        count, images, tokens, _ = references.shape
-        if tokens == math.prod(self.grid):  # else the encoder had some only
-            index = self.visible(self.grid, images, references.device)
-            index = index.expand(count, -1, -1)
-            references = gather_tokens(references, index)
+        count, images = references.shape[:2]
         seen = self.block(
             queries.expand(count, -1, -1, -1).flatten(0, 1), references.flatten(0, 1)
         )
@@ -152,19 +190,6 @@ class PositionHead(QueryHead):
                 for role, index in zip(self.query_roles, indices, strict=True)
             ]
         return self.weigh(indices, self.same_views(student))
-
-    @torch.no_grad()
-    def _accuracy(self, logits: Tensor, matched: Correspondence) -> dict[str, Tensor]:
-        inside, width = matched.index >= 0, self.grid[1]
-        found = logits.argmax(-1)
-        rows = found // width - matched.index // width
-        columns = found % width - matched.index % width
-        count = inside.sum().clamp_min(1)
-        distance = torch.hypot(rows.float(), columns.float())
-        return dict(
-            accuracy=((found == matched.index) & inside).sum() / count,
-            distance=(distance * inside).sum() / count,
-        )
 
     def _box_loss(self, seen: Tensor, student, teacher, geometry) -> dict[str, Tensor]:
         same = self.same_views(student)

@@ -43,12 +43,13 @@ class QueryHead(Head):
             query and then of queries and images, a query without any counting as zero
             (the paper); ``'token'`` the mean over all of them of all ranks' images (the
             authors' code; one device's there).
-        loss_weight: factor of the loss in the total.
+        loss_weight: see :class:`Head`.
 
     Raises:
         DenseSSLError: an option is out of range.
     """
 
+    needs_geometry = True
     whole_views = False
 
     def __init__(
@@ -57,9 +58,9 @@ class QueryHead(Head):
         query_roles: Sequence[str] = ('random', 'focal'),
         *,
         average: Literal['query', 'token'] = 'query',
-        loss_weight: float = 1.0,
+        loss_weight: float | dict = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(loss_weight=loss_weight)
         if average not in ('query', 'token'):
             raise DenseSSLError(
                 f'{type(self).__name__}: average={average!r}; choose query or token'
@@ -73,7 +74,6 @@ class QueryHead(Head):
         self.teacher_roles = (reference_role,)
         self.query_roles = self.student_roles = tuple(query_roles)
         self.average = average
-        self.loss_weight = loss_weight
 
     def correspond(
         self, student: ViewFeatures, teacher: ViewFeatures, geometry
@@ -82,11 +82,6 @@ class QueryHead(Head):
 
         It is -1 outside a reference, and for a reference itself.
         """
-        if geometry is None:
-            raise DenseSSLError(
-                f'{type(self).__name__} needs to know where each view lies, and the '
-                'batch does not say; use a transform that tracks it (MultiCrop)'
-            )
         grid = teacher.grids[self.reference_role]
         references = geometry[:, teacher.places[self.reference_role]]
         indices = []

@@ -60,6 +60,7 @@ class RegionHead(DistillationHead):
         super().__init__(embed_dims, out_dims, **options)
         self.enabled = matching is not None
         self.matcher = build_matcher(matching) if self.enabled else None
+        self.needs_geometry = self.enabled and self.matcher.needs_geometry
         self.target_role = target_role
         self.teacher_roles = (target_role,)
         self.target_tokens = 0
@@ -71,7 +72,7 @@ class RegionHead(DistillationHead):
         """See :meth:`Head.loss`."""
         views = _views(student, geometry)
         target = _views(teacher, geometry)[self.target_role]
-        if self.matcher.needs_geometry:
+        if self.needs_geometry:
             self._check_geometry(views)
 
         index, weights, monitors = self.match(list(views.values()), target)
@@ -128,19 +129,13 @@ class RegionHead(DistillationHead):
         return thin(teacher.tokens[self.target_role])
 
     def _check_geometry(self, views: dict[str, ViewTokens]) -> None:
-        """Once a set of views: they have a geometry, and their grids fit it."""
+        """Once a set of views: their grids fit their geometry."""
         key = tuple((role, view.grid) for role, view in views.items())
         if key in self._checked:
             return
         kind = type(self.matcher).__name__
         cells = {}
         for role, view in views.items():
-            if view.geometry is None:
-                raise DenseSSLError(
-                    f'{kind} needs to know where each view lies, and the batch does '
-                    'not say; use a transform that tracks it (MultiCrop), or '
-                    "matching='similarity'"
-                )
             size = view.geometry.size[0, 0].tolist()
             cells[role] = tuple(
                 side / count for side, count in zip(size, view.grid, strict=True)

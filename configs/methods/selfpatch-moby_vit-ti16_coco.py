@@ -1,0 +1,12 @@
+"""SelfPatch on MoBY, ViT-Ti/16, COCO train2017, 200 epochs, 8 x 32 images.
+
+Two views of 224 pixels. Not yet run here.
+"""
+
+_base_ = [
+    '../_base_/moby.py',
+    '../_base_/data/coco_moby.py',
+    '../_base_/models/selfpatch_moby_vit.py',
+]
+model = dict(backbone=dict(arch='tiny'))
+train_cfg = dict(max_epochs=200)

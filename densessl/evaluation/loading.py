@@ -1,0 +1,204 @@
+"""From what a command line calls a checkpoint to a `FeatureExtractor`."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm.data
+import timm.models
+import torch
+from mmengine.config import Config
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from densessl.engine.checkpoint import load_run
+from densessl.errors import DenseSSLError
+from densessl.interop.backbone import BACKBONE_FILE, load_backbone, load_strictly
+from densessl.registry import MODELS
+
+from .features import FeatureExtractor
+
+# What timm raises without a net, and torch or safetensors for a file of another kind.
+_UNREADABLE = (
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+_KINDS = (
+    f'{BACKBONE_FILE} or step_*.pth of a work dir, timm:NAME, timm:NAME@FILE or '
+    'untrained:CONFIG'
+)
+
+
+def load_extractor(
+    checkpoint: str, *, student: bool = False, **options: Any
+) -> tuple[FeatureExtractor, dict[str, Any]]:
+    """Build the backbone that a checkpoint holds.
+
+    Args:
+        checkpoint: ``backbone.safetensors``; ``step_*.pth`` of a run, whose config is
+            inside; ``timm:NAME`` with timm's weights (from its cache, else from the
+            net) or ``timm:NAME@FILE`` with those of a file; ``untrained:CONFIG``, the
+            backbone of a training config as it starts from seed 0.
+        student: the student of a ``step_*.pth`` in place of its teacher.
+        **options: further arguments of `FeatureExtractor`.
+
+    Returns:
+        The extractor, and what tells the weights apart: ``name``, ``role`` (teacher or
+        student, None where there is one network only), ``sha256`` of the file (None
+        without one) and ``weights_sha256`` of the tensors.
+
+    Raises:
+        DenseSSLError: the file is missing or of another kind, the name is unknown, or
+            the weights do not fit.
+    """
+    kind, colon, rest = checkpoint.partition(':')
+    role = file = None
+    if colon and kind == 'timm':
+        backbone, file = _from_timm(rest)
+    elif colon and kind == 'untrained':
+        backbone = _untrained(rest)
+    else:
+        file = Path(checkpoint)
+        if not file.is_file():
+            raise DenseSSLError(f'checkpoint {file}: no such file; give {_KINDS}')
+        if file.suffix == '.safetensors':
+            backbone = load_backbone(file)
+            role = 'teacher'
+        else:
+            role = 'student' if student else 'teacher'
+            backbone = _from_run(file, role)
+    if student and role != 'student':
+        raise DenseSSLError(
+            f'--student: {checkpoint} holds one network only; give the step_*.pth of a '
+            'work dir, which holds student and teacher'
+        )
+    extractor = FeatureExtractor(backbone, backbone.mean, backbone.std, **options)
+    about = dict(
+        name=checkpoint,
+        role=role,
+        sha256=None if file is None else hash_file(file),
+        weights_sha256=hash_weights(backbone.state_dict()),
+    )
+    return extractor, about
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, as ``sha256sum`` prints it."""
+    with open(path, 'rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_weights(state: dict[str, Tensor]) -> str:
+    """SHA-256 over the names and bytes of tensors, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        flat = state[name].detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_run(path: Path, role: str) -> nn.Module:
+    try:
+        state = load_run(path)
+    except DenseSSLError as error:  # which speaks of --resume
+        raise DenseSSLError(
+            f'checkpoint {path}: not a checkpoint of a run, or a damaged one; give '
+            f'{_KINDS}'
+        ) from error
+    cfg = Config.fromstring(state['config'], '.py')
+    backbone = _build(cfg, f'checkpoint {path}')
+    prefix = 'backbone.' if role == 'student' else 'teacher.backbone.'
+    weights = {
+        key.removeprefix(prefix): value
+        for key, value in state['state_dict'].items()
+        if key.startswith(prefix)
+    }
+    load_strictly(backbone, weights, f'checkpoint {path}')
+    return backbone
+
+
+def _untrained(config: str) -> nn.Module:
+    if not Path(config).is_file():
+        raise DenseSSLError(
+            f'checkpoint untrained:{config}: no such config; give one of configs/'
+            'methods or configs/quickstart'
+        )
+    torch.manual_seed(0)
+    return _build(Config.fromfile(config), f'checkpoint untrained:{config}')
+
+
+def _build(cfg: Config, what: str) -> nn.Module:
+    """The backbone of a training config, with its normalisation."""
+    if 'backbone' not in cfg.get('model', {}):
+        raise DenseSSLError(
+            f'{what}: its config has no model.backbone; give the config of a training'
+        )
+    try:
+        backbone = MODELS.build(cfg.model.backbone)
+        preprocessor = MODELS.build(
+            cfg.model.get('data_preprocessor') or dict(type='ViewPreprocessor')
+        )
+    except (KeyError, TypeError) as error:
+        line = ' '.join(str(error.args[0]).split())
+        raise DenseSSLError(f'{what}: {line}') from error
+    backbone.mean, backbone.std = preprocessor.normalization.values()
+    return backbone
+
+
+def _from_timm(words: str) -> tuple[nn.Module, Path | None]:
+    name, at, path = words.partition('@')
+    file = Path(path) if at else None
+    what = f'checkpoint timm:{words}'
+    if file is not None and not file.is_file():
+        raise DenseSSLError(f'{what}: no such file {file}; mend the path')
+    try:
+        backbone = MODELS.build(
+            dict(type='TimmBackbone', name=name, pretrained=file is None)
+        )
+        state = None if file is None else _timm_state(backbone.model, file)
+    except _UNREADABLE as error:
+        remedy = (
+            f'timm cannot get weights for {name}; download them elsewhere and give '
+            f'timm:{name}@FILE'
+            if file is None
+            else f'{file} holds no weights that timm can read; give another file'
+        )
+        line = f'{type(error).__name__}: {" ".join(str(error).split())[:120]}'
+        raise DenseSSLError(f'{what}: {remedy} ({line})') from error
+    if state is not None:
+        load_strictly(backbone.model, state, what)
+    data = timm.data.resolve_model_data_config(backbone.model)
+    for key in ('mean', 'std'):
+        setattr(backbone, key, [255 * value for value in data[key]])
+    return backbone, file
+
+
+def _timm_state(model: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Weights of a file in timm's names, without a classifier.
+
+    timm itself would load them through ``create_model`` and, without a classifier, be
+    silent about those that are missing.
+    """
+    state = timm.models.load_state_dict(str(file), weights_only=True)
+    convert = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    if convert is not None:  # names and table sizes of the authors' own files
+        state = convert(state, model)
+    heads = model.default_cfg.get('classifier') or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    classifier = tuple(f'{head}.' for head in heads)
+    own = model.state_dict()
+    return {k: v for k, v in state.items() if k in own or not k.startswith(classifier)}

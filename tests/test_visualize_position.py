@@ -183,6 +183,7 @@ model = dict(
         cluster=dict(out_dims=16, projector=dict(hidden_dims=16, bottleneck_dims=8)),
     ),
     drop=dict(random=dict(keep=10)),
+    no_positions=[],
 )
 _views = [
     dict(role='reference', size=32, scale=(0.5, 1.0), flip=0.0, grayscale=1.0),

@@ -1,4 +1,4 @@
-"""SelfPatch on MoBY on built-in scenes with a small ViT/8, on a CPU."""
+"""SelfPatch on MoBY, with negatives, on built-in scenes with a small ViT/8, on a CPU."""
 
 _base_ = [
     '../_base_/quickstart.py',
@@ -6,8 +6,10 @@ _base_ = [
     '../_base_/models/selfpatch_moby_vit.py',
 ]
 # Small data and few steps want another recipe than the papers' long runs: see
-# selfpatch_vit-t8_demo.py. The patch loss counts in full.
-_head = dict(out_dims=64, hidden_dims=256)
+# selfpatch_vit-t8_demo.py. Small projectors, a higher learning rate, a faster teacher, and
+# short queues, whose keys are not much older than it; the patch loss counts in full.
+optim_wrapper = dict(optimizer=dict(lr=2e-2))
+_head = dict(out_dims=64, hidden_dims=256, temp=0.1)
 model = dict(
     backbone=dict(
         arch=dict(_delete_=True, embed_dims=96, depth=3, num_heads=3),
@@ -17,7 +19,8 @@ model = dict(
     ),
     neck=dict(num_heads=3),
     heads=dict(
-        view=dict(queue_length=512, **_head),
-        selfpatch=dict(loss_weight=1.0, **_head),
+        view=dict(queue_length=128, **_head),
+        selfpatch=dict(negatives=True, loss_weight=1.0, **_head),
     ),
+    teacher_momentum=0.97,
 )

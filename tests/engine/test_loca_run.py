@@ -76,6 +76,17 @@ def monitors(folder, key):
     return [line[key] for line in lines if key in line]
 
 
+@pytest.mark.slow  # 4 of the quickstart's 9 epochs: a minute on 2 free cores
+def test_the_quickstart_learns_positions(tmp_path):
+    folder = tmp_path / 'run'
+    command = [f'{ROOT}/configs/quickstart/loca_vit_demo.py', '--work-dir', str(folder)]
+    options = ['train_cfg.max_epochs=4', 'default_hooks.report.probe=False']
+    assert main([*command, '--seed', '0', '--cfg-options', *options]) == 0
+    accuracy = monitors(folder, 'position/accuracy')  # means of 20 steps
+    assert accuracy[0] < 2 / 64
+    assert sum(accuracy[-5:]) / 5 > 5 / 64  # without the reference: 2 / 64
+
+
 COLLAPSE = [
     *('model.heads.position=None', 'model.heads.cluster.teacher_temp=0.05'),
     *('train_cfg.max_epochs=40', 'default_hooks.schedule.base_batch_size=4'),

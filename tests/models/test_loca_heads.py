@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import build_model, loca_config, model_config, optim_wrapper, views
+from torch import nn
 
 from densessl.datasets import collate_views
 from densessl.errors import DenseSSLError
@@ -340,6 +341,20 @@ def test_predictions_with_any_share_of_the_reference(seen):
             torch.testing.assert_close(got[b, token, 0], expected)
 
 
+def test_at_the_start_a_patch_attends_to_what_looks_like_it():
+    torch.manual_seed(0)
+    tokens = F.layer_norm(torch.randn(1, 1, 8, 64), (64,))
+    found = {}
+    for alike in (0, 4):
+        block = PositionHead(64, grid=(2, 4), num_heads=2, alike=alike).block
+        weight = torch.eye(64)  # values: the tokens themselves
+        block.kv.weight.data[64:] = block.proj.weight.data[:] = weight
+        nn.init.zeros_(block.mlp.fc2.weight)
+        added = block(tokens[0], tokens[0])[0] - tokens[0, 0]
+        found[alike] = torch.cosine_similarity(added, tokens[0, 0], dim=-1)
+    assert found[4].min() > 0.99 and found[0].max() < 0.9
+
+
 def test_what_is_visible_changes_with_every_step():
     head = position_head(mask='random', per_image=True)
     student, teacher = features(head)
@@ -470,6 +485,7 @@ def test_positions_alone_as_in_the_authors_code():
         (lambda: PositionHead(8, task='row'), "task='row'; choose from patch"),
         (lambda: PositionHead(8, encoder='both'), "encoder='both'"),
         (lambda: PositionHead(8, mask='all'), "unknown kind 'all'"),
+        (lambda: PositionHead(8, alike=-1), 'alike=-1; give 0 or more'),
     ],
 )
 def test_wrong_options(build, words):

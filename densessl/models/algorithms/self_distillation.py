@@ -52,8 +52,9 @@ class SelfDistillation(BaseModel):
             not change the scale.
         accumulate: parts a batch is split into; each goes forward and backward on its
             own, and one step follows. Results equal those of the whole batch, but for
-            what is drawn or taken over a batch: batch norm, patch dropping, and the
-            targets and mean predictions of :class:`densessl.models.heads.ClusterHead`.
+            what is drawn or taken over a batch: batch norm, patch dropping, negatives
+            of :class:`densessl.models.heads.ContrastiveSelfPatchHead`, and the targets
+            and mean predictions of :class:`densessl.models.heads.ClusterHead`.
         drop: by role, configs of :class:`densessl.models.PatchDrop`: patches that the
             student does without; None for none.
         no_positions: roles whose views the student sees without position embeddings;

@@ -13,9 +13,11 @@ class CrossAttentionBlock(nn.Module):
     Args:
         embed_dims: width ``D``.
         num_heads: attention heads; they divide ``D``.
+        alike: the queries' projection starts as this many times the keys', so that
+            tokens attend to what looks like them; 0 draws it apart.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int) -> None:
+    def __init__(self, embed_dims: int, num_heads: int, alike: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm_q = nn.LayerNorm(embed_dims, eps=1e-6)
@@ -29,6 +31,8 @@ class CrossAttentionBlock(nn.Module):
             if isinstance(layer, nn.Linear):  # as in LOCA's code; 0.02 hardly attends
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        if alike:
+            self.q.weight.data.copy_(alike * self.kv.weight.data[:embed_dims])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """``x`` ``(B, M, D)`` after attending to ``context`` ``(B, n, D)``.

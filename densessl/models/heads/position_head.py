@@ -49,6 +49,9 @@ class PositionHead(QueryHead):
         encoder: whose tokens of the reference are seen, the ``'teacher'``'s, or the
             ``'student'``'s, with gradient (the authors' code without clusters).
         num_heads: attention heads; by default one for every 64 channels, at least 1.
+        alike: how strongly query patches attend at the start to what looks like them:
+            the block's queries start as this many times its keys. 0 draws them apart,
+            as in the authors' code, from which a short run learns no places.
         **options: see :class:`QueryHead`.
 
     Raises:
@@ -66,9 +69,14 @@ class PositionHead(QueryHead):
         task: Literal['patch', 'center', 'box', 'own'] = 'patch',
         encoder: Literal['teacher', 'student'] = 'teacher',
         num_heads: int | None = None,
+        alike: float = 0.0,
         **options,
     ) -> None:
         super().__init__(**options)
+        if alike < 0:
+            raise DenseSSLError(
+                f'PositionHead: alike={alike}; give 0 or more, such as 4'
+            )
         if not 0 <= mask_ratio <= 1:
             raise DenseSSLError(
                 f'PositionHead: mask_ratio={mask_ratio}; give a share of 0 to 1'
@@ -90,7 +98,7 @@ class PositionHead(QueryHead):
         self.visible = PatchDrop(1.0 - mask_ratio, mask, per_image=per_image)
         sees = task != 'own' and self.visible.count(self.grid) > 0
         num_heads = num_heads or max(1, embed_dims // 64)
-        self.block = CrossAttentionBlock(embed_dims, num_heads) if sees else None
+        self.block = CrossAttentionBlock(embed_dims, num_heads, alike) if sees else None
         self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
         self.predictor = nn.Linear(
             embed_dims, 4 if task == 'box' else math.prod(self.grid)

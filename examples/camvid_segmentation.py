@@ -1,6 +1,6 @@
 """Linear segmentation of CamVid on frozen backbones of runs, and on untrained ones.
 
-python examples/camvid_segmentation.py CAMVID WORK_DIR...
+python examples/camvid_segmentation.py CAMVID WORK_DIR... [--seed SEED]
 
 CAMVID holds images/{train,val}/*.jpg and annotations/{train,val}/*.png of the same
 names, one byte a pixel: classes 0 to 10, and 11 for void.
@@ -46,10 +46,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('camvid', type=Path)
     parser.add_argument('work_dirs', type=Path, nargs='+')
+    parser.add_argument('--seed', type=int, default=0, help='of the untrained ones')
     args = parser.parse_args()
     for work_dir in args.work_dirs:
         trained = densessl.load_backbone(work_dir / BACKBONE_FILE)
-        torch.manual_seed(0)
+        torch.manual_seed(args.seed)
         fresh = MODELS.build(read_backbone(work_dir / BACKBONE_FILE)[1]['config'])
         fresh.mean, fresh.std = trained.mean, trained.std
         scores = (score(args.camvid, backbone) for backbone in (fresh, trained))

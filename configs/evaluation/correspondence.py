@@ -5,4 +5,5 @@ Figures: docs/evaluation.md.
 """
 
 data_root = 'data/davis'
+extractor = dict(layers=1)
 protocol = dict(type='Correspondence')

@@ -5,4 +5,5 @@ First mask given, labels from the nearest tokens of the first and 7 previous fra
 """
 
 data_root = 'data/davis'
+extractor = dict(layers=1)
 protocol = dict(type='VideoSegmentation', year=2017)

@@ -23,8 +23,8 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``inputs``, per role ``(B, v, 3, H, W)``; ``geometry`` of leading shape
-        ``(B, V)``, or None of transforms that do not track it; ``paths``, B of them; ``broken``, the unreadable paths that were
-        replaced, in one list.
+        ``(B, V)``, or None of transforms that do not track it; ``paths``, B of them;
+        ``broken``, the unreadable paths that were replaced, in one list.
 
     Raises:
         DenseSSLError: the samples disagree in their roles, sizes or number of views.

@@ -47,35 +47,40 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='tools/visualize.py')
     what = parser.add_subparsers(dest='what', required=True)
-    matches = what.add_parser(
-        'matches', help='lines between matched tokens of two views, by each matcher'
+
+    def add(name: str, draw, about: str) -> argparse.ArgumentParser:
+        command = what.add_parser(name, help=about)
+        command.set_defaults(draw=draw)
+        command.add_argument('config', help='the training config')
+        command.add_argument(
+            'checkpoint', help=f'step_*.pth or {BACKBONE_FILE} of a work dir'
+        )
+        command.add_argument('images', nargs='+', metavar='IMAGE')
+        command.add_argument('--seed', type=int, default=0, help='of what is drawn')
+        command.add_argument('--out', default=f'work_dirs/{name}', metavar='DIR')
+        return command
+
+    matches = add(
+        'matches',
+        _matches,
+        'lines between matched tokens of two views, by each matcher',
     )
-    matches.set_defaults(draw=_matches)
-    matches.add_argument('config', help='the training config')
-    matches.add_argument(
-        'checkpoint', help=f'step_*.pth or {BACKBONE_FILE} of a work dir'
-    )
-    matches.add_argument('images', nargs='+', metavar='IMAGE')
     matches.add_argument(
         '--between',
         action='store_true',
         help='match each two pictures, by similarity, in place of two views of one',
     )
-    matches.add_argument('--out', default='work_dirs/matches', metavar='DIR')
-    matches.add_argument('--seed', type=int, default=0, help='of the views')
     matches.add_argument(
         '--size', type=int, help="px of a view; default: the config's first view"
     )
     matches.add_argument(
         '--lines', type=int, default=24, help='most lines of a row, spread evenly'
     )
-    position = what.add_parser(
-        'position', help="LOCA's places of query patches, with less and less to see"
+    position = add(
+        'position',
+        position_command,
+        "LOCA's places of query patches, with less and less to see",
     )
-    position.set_defaults(draw=position_command)
-    position.add_argument('config', help='a training config with a PositionHead')
-    position.add_argument('checkpoint', help='step_*.pth of a work dir')
-    position.add_argument('images', nargs='+', metavar='IMAGE')
     position.add_argument(
         '--ratios',
         nargs='+',
@@ -84,27 +89,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar='RATIO',
         help='shares of the reference that are hidden, 0 to 1, a row for each',
     )
-    position.add_argument('--out', default='work_dirs/position', metavar='DIR')
-    position.add_argument(
-        '--seed', type=int, default=0, help='of the views and of what is hidden'
+    points = add(
+        'points', draw_points, 'reference points in two views, and what each attends to'
     )
-    points = what.add_parser(
-        'points', help='reference points in two views, and what each attends to'
-    )
-    points.set_defaults(draw=draw_points)
-    points.add_argument('config', help='the training config, with a points head')
-    points.add_argument(
-        'checkpoint', help=f'step_*.pth or {BACKBONE_FILE} of a work dir'
-    )
-    points.add_argument('images', nargs='+', metavar='IMAGE')
     points.add_argument(
         '--points', type=int, metavar='M', help="of a pair; default: the config's"
     )
     points.add_argument(
         '--sampling', choices=['random', 'grid'], help="default: the config's"
     )
-    points.add_argument('--seed', type=int, default=0, help='of views and points')
-    points.add_argument('--out', default='work_dirs/points', metavar='DIR')
     add_commands(what)
     curves = what.add_parser('curves', help='logged values of several runs in one PNG')
     curves.set_defaults(draw=_curves)

@@ -40,8 +40,10 @@ class FeatureExtractor:
         batch_size: images in one forward pass.
         layers: how many of the last blocks give the tokens, side by side along the
             channels, the last block at the end. More than 1 needs a backbone with
-            ``forward_layers``, a plain ViT.
-        norm: whether these tokens went through the backbone's final norm.
+            ``forward_layers``: a ViT, or a Swin, whose blocks of several stages go
+            together where they are `pooled`.
+        norm: whether these tokens went through the backbone's final norm, in a Swin
+            those of the last stage.
         pool: what `pooled` makes of the tokens, of each layer: the class token
             (``'cls'``), the mean over patches (``'mean'``), both side by side
             (``'cls+mean'``), or the class token where there is one and else the mean
@@ -130,11 +132,14 @@ class FeatureExtractor:
             Float32 tokens of the ``B`` images, on the backbone's device.
 
         Raises:
-            DenseSSLError: another type, shape or size.
+            DenseSSLError: another type, shape or size, or layers of several grids.
         """
         images = self._channels_first(torch.as_tensor(images))
         with _evaluating(self.backbone):
-            parts = [self._forward(part) for part in images.split(self.batch_size)]
+            parts = [
+                self._side_by_side(self._forward(part))
+                for part in images.split(self.batch_size)
+            ]
         return Tokens(
             patches=torch.cat([part.patches for part in parts]).float(),
             grid=parts[0].grid,
@@ -151,8 +156,8 @@ class FeatureExtractor:
             images: as for a call.
 
         Returns:
-            ``(B, layers * D)`` float32, twice as wide for ``'cls+mean'``, on the
-            backbone's device.
+            ``(B, D')`` float32 on the backbone's device, ``D'`` the sum of the layers'
+            widths, twice that for ``'cls+mean'``.
 
         Raises:
             DenseSSLError: as for a call, or ``'cls'`` of a backbone that has none.
@@ -162,18 +167,36 @@ class FeatureExtractor:
             parts = images.split(self.batch_size)
             return torch.cat([self._pool(self._forward(part)) for part in parts])
 
-    def _pool(self, tokens: Tokens) -> Tensor:
-        kind = self.pool
+    def _pool(self, layers: list[Tokens]) -> Tensor:
+        kind, has_cls = self.pool, layers[0].cls is not None
         if kind == 'auto':
-            kind = 'mean' if tokens.cls is None else 'cls'
-        if kind != 'mean' and tokens.cls is None:
+            kind = 'cls' if has_cls else 'mean'
+        if kind != 'mean' and not has_cls:
             raise DenseSSLError(
                 f'FeatureExtractor: pool={kind!r}, and a '
                 f"{type(self.backbone).__name__} has no class token; use pool='mean'"
             )
-        mean = [] if kind == 'cls' else [tokens.patches.float().mean(1)]
-        cls = [] if kind == 'mean' else [tokens.cls.float()]
+        mean = [] if kind == 'cls' else [t.patches.float().mean(1) for t in layers]
+        cls = [] if kind == 'mean' else [t.cls.float() for t in layers]
         return torch.cat([*cls, *mean], 1)
+
+    def _side_by_side(self, layers: list[Tokens]) -> Tokens:
+        """Layers of one grid as one, along the channels."""
+        grids = [tokens.grid for tokens in layers]
+        if len(set(grids)) > 1:
+            found = ', '.join(f'{h} x {w}' for h, w in grids)
+            raise DenseSSLError(
+                f'FeatureExtractor: layers={self.layers} of a '
+                f'{type(self.backbone).__name__} have grids of {found} tokens; give '
+                f'layers={grids.count(grids[-1])} or fewer, those of the last stage'
+            )
+        return Tokens(
+            patches=torch.cat([each.patches for each in layers], 2),
+            grid=grids[0],
+            cls=None
+            if layers[0].cls is None
+            else torch.cat([each.cls for each in layers], 1),
+        )
 
     def _channels_first(self, images: Tensor) -> Tensor:
         shape = tuple(images.shape)
@@ -195,23 +218,17 @@ class FeatureExtractor:
             )
         return images
 
-    def _forward(self, images: Tensor) -> Tokens:
+    def _forward(self, images: Tensor) -> list[Tokens]:
+        """Tokens of each layer."""
         device = self.device
         images = images.to(device).float()
         images = (images - self.mean.to(device)) / self.std.to(device)
         dtype = _PRECISIONS[self.precision]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             if self.layers == 1 and self.norm:
-                return self.backbone(images)
+                return [self.backbone(images)]
             last = range(-self.layers, 0)
-            tokens = self.backbone.forward_layers(images, last, norm=self.norm)
-        return Tokens(
-            patches=torch.cat([each.patches for each in tokens], 2),
-            grid=tokens[0].grid,
-            cls=None
-            if tokens[0].cls is None
-            else torch.cat([each.cls for each in tokens], 1),
-        )
+            return self.backbone.forward_layers(images, last, norm=self.norm)
 
 
 def labelled_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -91,6 +92,49 @@ class SwinTransformer(BaseModule):
         """Tokens of ``images`` ``(B, C, H, W)``; 4 stages: ``H / 32, W / 32``."""
         (features,) = self.model(images)
         return Tokens(features.flatten(2).mT, tuple(features.shape[2:]))
+
+    def forward_layers(
+        self, images: Tensor, layers: Sequence[int], *, norm: bool = True
+    ) -> list[Tokens]:
+        """Tokens after chosen blocks, counted through all stages.
+
+        Args:
+            images: as in ``forward``.
+            layers: blocks counted from 0; negative ones count from the end.
+            norm: whether those of the last stage go through the final norm, as in
+                EsViT's linear evaluation; other stages have none.
+
+        Raises:
+            DenseSSLError: the model has fewer blocks.
+        """
+        blocks = [block for stage in self.model.stages for block in stage.blocks]
+        depth = len(blocks)
+        if any(not -depth <= layer < depth for layer in layers):
+            raise DenseSSLError(
+                f'SwinTransformer: layers {list(layers)} of a model with {depth} '
+                f'blocks; count from 0 to {depth - 1}'
+            )
+        wanted = [layer % depth for layer in layers]
+        last_stage = depth - len(self.model.stages[-1].blocks)
+        final = getattr(self.model, f'norm{len(self.model.stages) - 1}')
+        outputs: dict[int, Tokens] = {}
+
+        def keep(layer: int, args: tuple, out: Tensor) -> None:
+            normed = norm and layer >= last_stage
+            outputs[layer] = Tokens(final(out) if normed else out, tuple(args[1]))
+
+        hooks = [
+            blocks[layer].register_forward_hook(
+                lambda _, args, out, layer=layer: keep(layer, args, out)
+            )
+            for layer in set(wanted)
+        ]
+        try:
+            self.model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [outputs[layer] for layer in wanted]
 
 
 def _windows(window_size: int | list[int], maps: list[int], img_size: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Linear classification by SGD on the class tokens of the last 4 blocks (DINO).
+"""Linear classification by SGD on the last 4 blocks: class tokens, or averages.
 
-For backbones other than plain ViTs: --cfg-options extractor.layers=1
+For backbones other than ViT and Swin: --cfg-options extractor.layers=1
 """
 
 protocol = dict(

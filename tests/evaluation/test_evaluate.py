@@ -212,12 +212,48 @@ def test_pools_are_what_they_say():
     torch.testing.assert_close(door(plain).pooled(IMAGES), mean)
 
 
-def test_wrong_layers_and_pools_are_one_line(home):
-    swin = str(home / 'work_dirs/esvit_swin_demo/backbone.safetensors')
+def swin():
+    arch = dict(embed_dims=12, depths=[2, 2], num_heads=[1, 2])
+    return MODELS.build(
+        dict(type='SwinTransformer', arch=arch, img_size=64, window_size=4)
+    )
+
+
+SQUARES = IMAGES[:, :, :, :24].repeat(1, 1, 2, 2)  # 48 px: 12 x 12 and 6 x 6 tokens
+
+
+@pytest.mark.parametrize('norm', [True, False])
+def test_layers_of_swin_cross_stages_where_they_are_pooled(norm):
+    backbone = swin().eval()
+    seen = []
+    blocks = [b for stage in backbone.model.stages for b in stage.blocks]
+    hooks = [b.register_forward_hook(lambda *io: seen.append(io[2])) for b in blocks]
+    final = backbone.model.norm1
+    torch.nn.init.normal_(final.weight)
+    pooled = door(backbone, layers=3, norm=norm).pooled(SQUARES)
+    _, before, *last = seen
+    last = [final(x) if norm else x for x in last]
+    means = [before.mean(1), *(x.mean(1) for x in last)]
+    assert [m.shape[1] for m in means] == [12, 24, 24]
+    torch.testing.assert_close(pooled, torch.cat(means, 1))
+    for hook in hooks:
+        hook.remove()
+    tokens = door(backbone, layers=2, norm=norm)(SQUARES)
+    assert tokens.grid == (6, 6)
+    torch.testing.assert_close(tokens.patches, torch.cat(last, 2))
+    if norm:
+        one = door(backbone)(SQUARES)
+        torch.testing.assert_close(tokens.patches[..., 24:], one.patches)
+
+
+def test_wrong_layers_and_pools_are_one_line():
+    plain = torch.nn.Identity()
     resnet = MODELS.build(dict(type='TimmBackbone', name='resnet10t'))
     for call, words in (
-        (lambda: load_extractor(swin, layers=4), 'last, normed layer only'),
-        (lambda: load_extractor(swin, norm=False), 'last, normed layer only'),
+        (lambda: door(plain, layers=4), 'last, normed layer only'),
+        (lambda: door(plain, norm=False), 'last, normed layer only'),
+        (lambda: door(swin(), layers=3)(SQUARES), 'give layers=2 or fewer'),
+        (lambda: door(swin(), layers=5)(SQUARES), '4 blocks'),
         (
             lambda: door(resnet, layers=2)(IMAGES[:, :, :, :32].repeat(1, 1, 4, 1)),
             'only',

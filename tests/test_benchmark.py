@@ -73,6 +73,7 @@ def test_inputs_have_the_views_of_the_config():
 def test_command_prints_both(small_config, capfd):
     arguments = ['step', str(small_config), '--batch-size', '2', '--steps', '1']
     arguments += ['--rounds', '1', '--against', str(small_config), '--reference']
+    arguments += ['--cfg-options', 'model.average_losses=True']
     assert command.main(arguments) == 0
     out = capfd.readouterr().out
     titles = ('densessl (', f'{small_config} (', 'plain formulation (')
@@ -83,5 +84,7 @@ def test_command_prints_both(small_config, capfd):
     assert ratios == pytest.approx([s / steps[0] for s in steps[1:]], abs=0.01)
     assert command.main([*arguments, '--against', 'no/config.py']) == 2
     assert 'no such file' in capfd.readouterr().err
+    assert command.main([*arguments[:2], '--cfg-options', 'modle.no=1']) == 2
+    assert 'modle' in capfd.readouterr().err
     assert command.main(['data', 'no/config.py']) == 2
     assert 'no such file' in capfd.readouterr().err

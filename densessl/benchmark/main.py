@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
-
+from densessl.engine.launch import load_config
+from densessl.engine.launch import parse_args as training_args
 from densessl.errors import DenseSSLError
 
 from . import data, step
@@ -52,6 +52,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                 '--against', metavar='CONFIG', help='also measure this config, in turns'
             )
             command.add_argument(
+                '--cfg-options',
+                nargs='+',
+                default=[],
+                metavar='KEY=VALUE',
+                help='override anything of CONFIG, not of the one it is set against',
+            )
+            command.add_argument(
                 '--rounds', type=int, default=3, help='turns with a reference'
             )
             command.add_argument('--plain', action='store_true', help=argparse.SUPPRESS)
@@ -81,7 +88,9 @@ def _step(args: argparse.Namespace) -> None:
         _compare(args)
         return
     measure = step.measure_plain_step if args.plain else step.measure_step
-    times = measure(Config.fromfile(args.config), args.batch_size, args.steps)
+    options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    cfg = load_config(training_args([args.config, *options]))
+    times = measure(cfg, args.batch_size, args.steps)
     if args.json:
         print(json.dumps(dataclasses.asdict(times)))
     else:
@@ -90,11 +99,14 @@ def _step(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     """Ours and the references in turns, each in processes of its own."""
-    sides = {'densessl': [args.config]}
+    ours = [args.config]
+    if args.cfg_options:
+        ours += ['--cfg-options', *args.cfg_options]
+    sides = {'densessl': ours}
     if args.against:
         sides[args.against] = [args.against]
     if args.reference:
-        sides['plain formulation'] = [args.config, '--plain']
+        sides['plain formulation'] = [*ours, '--plain']
     options = ['--batch-size', str(args.batch_size), '--steps', str(args.steps)]
     measured = step.in_turns(
         {name: [*words, *options] for name, words in sides.items()}, args.rounds

@@ -94,6 +94,7 @@ class FeatureExtractor:
                 )
             )
         self.backbone = backbone if device is None else backbone.to(device)
+        self._normalization = [float(m) for m in mean], [float(s) for s in std]
         self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
         self.precision = precision
@@ -110,8 +111,8 @@ class FeatureExtractor:
             norm=self.norm,
             pool=self.pool,
             precision=self.precision,
-            mean=self.mean.flatten().tolist(),
-            std=self.std.flatten().tolist(),
+            mean=self._normalization[0],
+            std=self._normalization[1],
         )
 
     @property

@@ -75,7 +75,7 @@ class Head(nn.Module):
         """Where the reference points of a batch lie; asked for if ``needs_points``.
 
         Args:
-            geometry: :class:`densessl.geometry.ViewGeometry` ``(B, V)`` or None.
+            geometry: :class:`densessl.geometry.ViewGeometry` ``(B, V)``.
             places: where the views of a role stand among the ``V``.
 
         Returns:

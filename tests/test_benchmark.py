@@ -26,8 +26,8 @@ from plain import PlainStep
 def assert_steps_agree(**options):
     """Three steps of our model and of the plain formulation, from the same start."""
     fast, plain = (build_model(**options) for _ in range(2))
-    wrapper = optim_wrapper(fast, kind='SGD', lr=0.1)
-    reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.1).optimizer)
+    wrapper = optim_wrapper(fast, kind='SGD', lr=0.02)
+    reference = PlainStep(plain, optim_wrapper(plain, kind='SGD', lr=0.02).optimizer)
     for step in range(3):
         fast.progress = plain.progress = Progress(step + 4, 20, 4)
         loss = fast.train_step(views(seed=step), wrapper)['loss']

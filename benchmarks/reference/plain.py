@@ -35,6 +35,7 @@ class PlainStep:
         self.model = model
         self.optimizer = optimizer
         self.max_norm = max_norm
+        self.weights: dict = {}  # last layers' of this step, by projector
         for module in model.modules():
             if hasattr(module, 'fused_attn'):
                 module.fused_attn = False
@@ -49,6 +50,7 @@ class PlainStep:
         """Total loss of a preprocessed batch; moves the centres."""
         model = self.model
         total = 0.0
+        self.weights = {}
         crops = data['inputs']
         wanted = model._teacher_roles or set(crops)
         with torch.no_grad():
@@ -97,6 +99,15 @@ class PlainStep:
                     t.mul_(m).add_((1 - m) * s)
         return loss.detach()
 
+    def _project(self, projector, x: torch.Tensor) -> torch.Tensor:
+        """Logits of ``(..., D)`` by the weight ``g v / |v|``, made once a step."""
+        if projector not in self.weights:
+            last = projector.last_layer
+            unit = last.weight_v / last.weight_v.norm(dim=1, keepdim=True)
+            self.weights[projector] = last.weight_g * unit
+        z = F.normalize(projector.mlp(x), dim=-1)
+        return F.linear(z, self.weights[projector])
+
     @staticmethod
     def _branch(branch, views: torch.Tensor):
         """Per view: representation ``(B, D)`` and tokens, for the views of one size."""
@@ -112,13 +123,13 @@ class PlainStep:
             )
         )
 
-    @staticmethod
-    def _view_loss(head, own, other, student, teacher):
+    def _view_loss(self, head, own, other, student, teacher):
         student = [view for group in student for view in group]
         teacher = [view for group in teacher for view in group]
-        z_s = own(torch.cat([pooled for pooled, *_ in student])).chunk(len(student))
+        pooled = torch.cat([pooled for pooled, *_ in student])
+        z_s = self._project(own, pooled).chunk(len(student))
         with torch.no_grad():
-            z_t = other(torch.cat([pooled for pooled, *_ in teacher]))
+            z_t = self._project(other, torch.cat([pooled for pooled, *_ in teacher]))
             centered = (z_t - head.center) / head.teacher_temp
             p_t = centered.softmax(-1).chunk(len(teacher))[:2]
         total, pairs = 0.0, 0
@@ -133,11 +144,14 @@ class PlainStep:
     def _region_loss(self, head, own, other, student, teacher, geometry):
         """Every pair of views apart: all logits, and a teacher copy a match."""
         normalize = self.model.neck.normalize
-        z_s = [own(normalize(f_s)) / head.student_temp for _, f_s, _ in student]
+        z_s = [
+            self._project(own, normalize(f_s)) / head.student_temp
+            for _, f_s, _ in student
+        ]
         total, pairs, seen = 0.0, 0, []
         for i, (_, f_t, grid_t) in enumerate(teacher):
             with torch.no_grad():
-                z_t = other(normalize(f_t))
+                z_t = self._project(other, normalize(f_t))
                 p_t = ((z_t - head.center) / head.teacher_temp).softmax(-1)
                 seen.append(z_t.flatten(0, 1))
             for v, (_, f_s, grid_s) in enumerate(student):
@@ -175,10 +189,10 @@ class PlainStep:
         for group_s, group_t in zip(student, teacher, strict=True):
             for (_, f_s, grid), (_, f_t, _) in zip(group_s, group_t, strict=True):
                 with torch.no_grad():
-                    z_t = other(self._summaries(head, f_t, grid))
+                    z_t = self._project(other, self._summaries(head, f_t, grid))
                     p_t = ((z_t - head.center) / head.teacher_temp).softmax(-1)
                     seen.append(z_t.flatten(0, 1))
-                z_s = own(self.model.neck.normalize(f_s))
+                z_s = self._project(own, self.model.neck.normalize(f_s))
                 log_p = F.log_softmax(z_s / head.student_temp, -1)
                 total = total + (-p_t * log_p).sum(-1).mean()
                 views += 1

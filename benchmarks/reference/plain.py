@@ -200,12 +200,15 @@ class PlainStep:
 
     def _summaries(self, head, patches, grid):
         """``y^(i)`` of each patch: the aggregator run on its positives, set by set."""
-        index, valid = neighbour_index(grid, head.window, head.border)
+        options = head.positives
+        index, valid = neighbour_index(grid, options.window, options.border)
         unit = F.normalize(patches, dim=-1)
         similarity = unit @ unit.mT  # (B, N, N)
         near = similarity.gather(2, index.expand(len(patches), -1, -1))
         near = near.masked_fill(~valid, -2)
-        best = index.expand_as(near).gather(2, near.topk(head.top_k, -1).indices)
+        best = index.expand_as(near).gather(2, near.topk(options.top_k, -1).indices)
         chosen = patches[torch.arange(len(patches))[:, None, None], best]  # B, N, k, D
-        y = self.model.teacher.neck.pool(Tokens(chosen.flatten(0, 1), (1, head.top_k)))
+        y = self.model.teacher.neck.pool(
+            Tokens(chosen.flatten(0, 1), (1, options.top_k))
+        )
         return y.unflatten(0, best.shape[:2])

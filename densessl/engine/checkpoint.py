@@ -22,7 +22,7 @@ from .distributed import unwrap
 
 RUN_KIND = 'densessl-run'
 # A torn file can make torch's unpickler fail in any of these ways.
-_UNREADABLE = (
+UNREADABLE = (
     EOFError,
     LookupError,
     OSError,
@@ -117,7 +117,7 @@ def load_run(path: Path) -> dict:
         raise DenseSSLError(
             f'--resume: {path} does not exist; name a step_*.pth, or give no name'
         ) from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DenseSSLError(
             f'--resume: {path} cannot be read ({type(error).__name__}); it '
             'may be truncated: name an earlier step_*.pth'

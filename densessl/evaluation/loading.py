@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm.data
 import timm.models
@@ -15,7 +14,8 @@ from mmengine.config import Config
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from densessl.engine.checkpoint import load_run
+from densessl.engine.checkpoint import UNREADABLE, load_run
+from densessl.engine.launch import one_line
 from densessl.errors import DenseSSLError
 from densessl.interop.backbone import BACKBONE_FILE, load_backbone, load_strictly
 from densessl.registry import MODELS
@@ -23,20 +23,12 @@ from densessl.registry import MODELS
 from .features import FeatureExtractor
 
 # What timm raises without a net, and torch or safetensors for a file of another kind.
-_UNREADABLE = (
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
-_KINDS = (
+_UNREADABLE = (*UNREADABLE, SafetensorError)
+KINDS = (
     f'{BACKBONE_FILE} or step_*.pth of a work dir, timm:NAME, timm:NAME@FILE or '
     'untrained:CONFIG'
 )
+"""What `load_extractor` takes for a checkpoint."""
 
 
 def load_extractor(
@@ -70,7 +62,7 @@ def load_extractor(
     else:
         file = Path(checkpoint)
         if not file.is_file():
-            raise DenseSSLError(f'checkpoint {file}: no such file; give {_KINDS}')
+            raise DenseSSLError(f'checkpoint {file}: no such file; give {KINDS}')
         if file.suffix == '.safetensors':
             backbone = load_backbone(file)
             role = 'teacher'
@@ -111,22 +103,52 @@ def hash_weights(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _from_run(path: Path, role: str) -> nn.Module:
+def read_run(path: Path, kinds: str = KINDS) -> dict[str, Any]:
+    """State of a run's checkpoint, as :func:`densessl.engine.checkpoint.load_run`.
+
+    Raises:
+        DenseSSLError: it is none, or cannot be read; names ``kinds`` of files instead.
+    """
     try:
-        state = load_run(path)
+        return load_run(path)
     except DenseSSLError as error:  # which speaks of --resume
         raise DenseSSLError(
             f'checkpoint {path}: not a checkpoint of a run, or a damaged one; give '
-            f'{_KINDS}'
+            f'{kinds}'
         ) from error
-    cfg = Config.fromstring(state['config'], '.py')
-    backbone = _build(cfg, f'checkpoint {path}')
+
+
+def backbone_weights(
+    state: dict[str, Tensor], role: Literal['student', 'teacher']
+) -> dict[str, Tensor]:
+    """Weights of a branch's backbone, out of the state dict of the algorithm."""
     prefix = 'backbone.' if role == 'student' else 'teacher.backbone.'
-    weights = {
+    return {
         key.removeprefix(prefix): value
-        for key, value in state['state_dict'].items()
+        for key, value in state.items()
         if key.startswith(prefix)
     }
+
+
+def build_part(part: dict, what: str) -> nn.Module:
+    """A module of a config's model; a wrong option ends in one line about ``what``."""
+    try:
+        return MODELS.build(part)
+    except (KeyError, TypeError) as error:
+        raise DenseSSLError(f'{what}: {one_line(error)}') from error
+
+
+def normalization_of(cfg: Config, what: str) -> dict[str, Any]:
+    """``mean`` and ``std``, in 0..255, that a training config normalises with."""
+    preprocessor = cfg.model.get('data_preprocessor') or dict(type='ViewPreprocessor')
+    return build_part(preprocessor, what).normalization
+
+
+def _from_run(path: Path, role: str) -> nn.Module:
+    state = read_run(path)
+    cfg = Config.fromstring(state['config'], '.py')
+    backbone = _build(cfg, f'checkpoint {path}')
+    weights = backbone_weights(state['state_dict'], role)
     load_strictly(backbone, weights, f'checkpoint {path}')
     return backbone
 
@@ -147,15 +169,9 @@ def _build(cfg: Config, what: str) -> nn.Module:
         raise DenseSSLError(
             f'{what}: its config has no model.backbone; give the config of a training'
         )
-    try:
-        backbone = MODELS.build(cfg.model.backbone)
-        preprocessor = MODELS.build(
-            cfg.model.get('data_preprocessor') or dict(type='ViewPreprocessor')
-        )
-    except (KeyError, TypeError) as error:
-        line = ' '.join(str(error.args[0]).split())
-        raise DenseSSLError(f'{what}: {line}') from error
-    backbone.mean, backbone.std = preprocessor.normalization.values()
+    backbone = build_part(cfg.model.backbone, what)
+    normalization = normalization_of(cfg, what)
+    backbone.mean, backbone.std = normalization['mean'], normalization['std']
     return backbone
 
 

@@ -22,7 +22,7 @@ from densessl.engine.launch import one_line, read_config
 from densessl.errors import DenseSSLError
 from densessl.registry import EVALUATORS
 
-from .loading import load_extractor
+from .loading import KINDS, load_extractor
 from .protocol import EvaluationProtocol, Scores
 
 CONFIG_KEYS = ('custom_imports', 'data_root', 'extractor', 'protocol')
@@ -35,11 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog='tools/evaluate.py', description='Evaluate a frozen backbone.'
     )
     parser.add_argument('config', help='a file of configs/evaluation')
-    parser.add_argument(
-        'checkpoint',
-        help='backbone.safetensors or step_*.pth of a work dir, timm:NAME, '
-        'timm:NAME@FILE or untrained:CONFIG',
-    )
+    parser.add_argument('checkpoint', help=KINDS)
     parser.add_argument('--data', metavar='DIR', help="default: the config's data_root")
     parser.add_argument(
         '--out',

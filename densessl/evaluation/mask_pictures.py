@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densessl.visualization.pca import write_png
+
 _GAP_PX = 4
 _LINE_PX = 18
 _LEGEND_PX = 140
@@ -65,8 +67,7 @@ def write(sheet: np.ndarray, text: str, left: int, top: int) -> None:
 
 def save_picture(path: Path, sheet: np.ndarray) -> Path:
     """Write ``(H, W, 3)`` uint8 RGB as PNG and hand its path back; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode('.png', sheet[..., ::-1])[1].tobytes())
+    write_png(path, sheet)
     return path
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from densessl.datasets import read_image
 from densessl.errors import DenseSSLError
 from densessl.evaluation.features import FeatureExtractor
-from densessl.evaluation.loading import load_extractor
+from densessl.evaluation.loading import KINDS, load_extractor
 
 from .attention import attention_sheet, query_attention
 from .panels import patch_at
@@ -33,11 +33,7 @@ def add_commands(what: argparse._SubParsersAction) -> None:
     for name, draw in draws.items():
         parser = what.add_parser(name, help=HELP[name])
         parser.set_defaults(draw=draw)
-        parser.add_argument(
-            'checkpoint',
-            help='backbone.safetensors or step_*.pth of a work dir, timm:NAME@FILE, '
-            'timm:NAME or untrained:CONFIG',
-        )
+        parser.add_argument('checkpoint', help=KINDS)
         parser.add_argument('images', nargs='+', metavar='IMAGE')
         parser.add_argument(
             '--size',

@@ -17,6 +17,7 @@ from densessl.engine.launch import load_config
 from densessl.engine.launch import parse_args as training_args
 from densessl.errors import DenseSSLError
 from densessl.evaluation import FeatureExtractor
+from densessl.evaluation.loading import build_part
 from densessl.models.backbones import VisionTransformer
 from densessl.models.heads.point_head import PointHead
 from densessl.registry import MODELS, TRANSFORMS
@@ -24,7 +25,6 @@ from densessl.registry import MODELS, TRANSFORMS
 from .matches import GAP_PX, draw_dot, place_colours, stack_titled
 from .views import (
     View,
-    build_part,
     cut_views,
     extractors,
     plain_recipes,
@@ -52,7 +52,9 @@ def draw_points(args: argparse.Namespace) -> None:
     for option in ('points', 'sampling'):
         if getattr(args, option) is not None:
             config[option] = getattr(args, option)
-    head = build_part(cfg, dict(config, embed_dims=teacher.backbone.embed_dims))
+    head = build_part(
+        dict(config, embed_dims=teacher.backbone.embed_dims), f'config {cfg.filename}'
+    )
     for i, (name, image) in enumerate(zip(args.images, images, strict=True)):
         by_role = cut_views(crop, image, np.random.default_rng([args.seed, i]))
         views = [view for role in by_role.values() for view in role]

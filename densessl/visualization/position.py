@@ -20,6 +20,7 @@ from densessl.datasets.transforms.multi_crop import MultiCrop
 from densessl.engine.launch import load_config
 from densessl.engine.launch import parse_args as training_args
 from densessl.errors import DenseSSLError
+from densessl.evaluation.loading import build_part
 from densessl.geometry import ViewGeometry
 from densessl.interop.backbone import load_strictly
 from densessl.models import PatchDrop, SelfDistillation, Tokens
@@ -30,7 +31,6 @@ from densessl.registry import TRANSFORMS
 from .matches import BETWEEN_PX, GAP_PX, Grid, place_colours, stack_titled
 from .views import (
     View,
-    build_part,
     cut_views,
     plain_recipes,
     read_weights,
@@ -237,7 +237,7 @@ class _Guide:
 def _load(cfg: Config, path: Path) -> _Guide:
     """The network of a run, with all its heads."""
     crop = view_config(cfg)
-    model = build_part(cfg, cfg.model)
+    model = build_part(cfg.model, f'config {cfg.filename}')
     heads = [(n, h) for n, h in model.heads.items() if isinstance(h, PositionHead)]
     if not heads:
         raise DenseSSLError(

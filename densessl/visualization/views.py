@@ -12,15 +12,23 @@ import torch
 from mmengine.config import Config
 
 from densessl.datasets.transforms.multi_crop import MultiCrop, ViewRecipe
-from densessl.engine.checkpoint import load_run
 from densessl.errors import DenseSSLError
 from densessl.evaluation import FeatureExtractor
+from densessl.evaluation.loading import (
+    backbone_weights,
+    build_part,
+    normalization_of,
+    read_run,
+)
 from densessl.geometry import ViewGeometry
 from densessl.interop.backbone import BACKBONE_FILE, load_strictly, read_backbone
-from densessl.registry import MODELS, TRANSFORMS
+from densessl.registry import TRANSFORMS
 
 VIEW_PX = 256
 """Views smaller than this are enlarged by a whole number."""
+
+
+_KINDS = f'step_*.pth or {BACKBONE_FILE} of a work dir'
 
 
 class View(NamedTuple):
@@ -95,22 +103,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         DenseSSLError: it is none, or cannot be read.
     """
     need_file(path)
-    try:
-        return load_run(path)['state_dict']
-    except DenseSSLError as error:  # which speaks of --resume
-        raise DenseSSLError(
-            f'checkpoint {path}: not a checkpoint of a run, or a damaged one; give '
-            f'step_*.pth or {BACKBONE_FILE} of a work dir'
-        ) from error
+    return read_run(path, _KINDS)['state_dict']
 
 
 def need_file(path: Path) -> None:
     """Raise a `DenseSSLError` where there is no checkpoint."""
     if not path.is_file():
-        raise DenseSSLError(
-            f'checkpoint {path}: no such file; give step_*.pth or {BACKBONE_FILE} of a '
-            'work dir'
-        )
+        raise DenseSSLError(f'checkpoint {path}: no such file; give {_KINDS}')
 
 
 def extractors(cfg: Config, path: Path) -> tuple[FeatureExtractor, FeatureExtractor]:
@@ -121,29 +120,12 @@ def extractors(cfg: Config, path: Path) -> tuple[FeatureExtractor, FeatureExtrac
         both = _extractor(cfg, state, path, about['mean'], about['std'])
         return both, both
     weights = read_weights(path)
-    preprocessor = cfg.model.get('data_preprocessor') or dict(type='ViewPreprocessor')
-    normalization = MODELS.build(preprocessor).normalization
+    normalization = normalization_of(cfg, f'config {cfg.filename}')
     student, teacher = (
-        {
-            key.removeprefix(prefix): value
-            for key, value in weights.items()
-            if key.startswith(prefix)
-        }
-        for prefix in ('backbone.', 'teacher.backbone.')
+        _extractor(cfg, backbone_weights(weights, role), path, **normalization)
+        for role in ('student', 'teacher')
     )
-    return (
-        _extractor(cfg, student, path, **normalization),
-        _extractor(cfg, teacher, path, **normalization),
-    )
-
-
-def build_part(cfg: Config, part: dict) -> torch.nn.Module:
-    """A module of a config's model; a wrong option ends in one line."""
-    try:
-        return MODELS.build(part)
-    except (KeyError, TypeError) as error:
-        line = ' '.join(str(error.args[0]).split())
-        raise DenseSSLError(f'config {cfg.filename}: {line}') from error
+    return student, teacher
 
 
 def check_size(backbone: torch.nn.Module, size: tuple[int, int]) -> None:
@@ -170,6 +152,6 @@ def write_sheet(path: Path, sheet: np.ndarray) -> None:
 
 
 def _extractor(cfg: Config, state: dict, path: Path, mean, std) -> FeatureExtractor:
-    backbone = build_part(cfg, cfg.model.backbone)
+    backbone = build_part(cfg.model.backbone, f'config {cfg.filename}')
     load_strictly(backbone, state, f'checkpoint {path}')
     return FeatureExtractor(backbone, mean, std)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -32,6 +31,8 @@ from densessl.evaluation.segmentation_folder import (
 )
 from densessl.interop.backbone import save_backbone
 from densessl.registry import HOOKS
+
+from .report import FEW_PICTURES, labelled_scenes, spread
 
 BEST_FILE = 'best_dense.safetensors'
 BEST_ABOUT = 'best_dense.json'
@@ -274,8 +275,8 @@ def _masked(
     """Pictures with masks, from a folder or drawn."""
     if segmentation == 'demo':  # other scenes than those of ReportHook
         parts = [
-            _scenes(train_pictures, size, 1_000_003),
-            _scenes(val_pictures, size, 1_000_004),
+            list(labelled_scenes(DemoScenes(train_pictures, size, 1_000_003))),
+            list(labelled_scenes(DemoScenes(val_pictures, size, 1_000_004))),
         ]
         return *parts, len(DemoScenes.CLASSES)
     parts, read = [], partial(read_mask, num_classes=IGNORED, ignore=ignore)
@@ -287,12 +288,6 @@ def _masked(
     labels = [label[label != IGNORED] for part in parts for _, label in part]
     greatest = max((int(label.max()) for label in labels if label.size), default=0)
     return *parts, greatest + 1
-
-
-def _scenes(count: int, size: int, seed: int) -> list[Sample]:
-    scenes = DemoScenes(count, size, seed)
-    drawn = map(scenes.scene, range(count))
-    return [(scene.image, scene.labels) for scene in drawn]
 
 
 def _classified(
@@ -309,11 +304,6 @@ def _classified(
     return *parts, len(train.classes)
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` places, evenly from the first to the last."""
-    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
-
-
 def _miou(
     extractor: FeatureExtractor,
     train: list[Sample],
@@ -321,9 +311,8 @@ def _miou(
     classes: int,
     _: int,
 ) -> float:
-    """As in the report at the end: few pictures want more and longer steps."""
-    options = dict(epochs=30, batch_size=20, lr=1.0, train_mask_size=32)
-    return linear_segmentation(extractor, train, val, classes, **options).miou
+    """As in the report at the end."""
+    return linear_segmentation(extractor, train, val, classes, **FEW_PICTURES).miou
 
 
 def _top1(

@@ -17,6 +17,7 @@ from torch import nn
 from densessl.datasets import DemoScenes, UnreadableImageError, read_image
 from densessl.engine.distributed import unwrap
 from densessl.evaluation import FeatureExtractor, linear_segmentation
+from densessl.evaluation.features import Sample
 from densessl.registry import HOOKS, MODELS
 from densessl.visualization import save_curves, save_pca
 
@@ -26,6 +27,10 @@ def untrained_backbone(config: dict, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MODELS.build(config)
+
+
+# Few pictures want more and longer steps than the protocol's to converge.
+FEW_PICTURES = dict(epochs=30, batch_size=20, lr=1.0, train_mask_size=32)
 
 
 @HOOKS.register_module()
@@ -95,16 +100,12 @@ class ReportHook(Hook):
     def _score(self, extractor: FeatureExtractor) -> dict:
         train = DemoScenes(self.train_scenes, self.size, seed=1_000_001)
         val = DemoScenes(self.val_scenes, self.size, seed=1_000_002)
-        # more and longer steps than the protocol's, which few scenes want to converge
         result = linear_segmentation(
             extractor,
-            _labelled(train),
-            _labelled(val),
+            labelled_scenes(train),
+            labelled_scenes(val),
             len(DemoScenes.CLASSES),
-            epochs=30,
-            batch_size=20,
-            lr=1.0,
-            train_mask_size=32,
+            **FEW_PICTURES,
         )
         return dict(
             miou=result.miou,
@@ -118,8 +119,7 @@ class ReportHook(Hook):
 
     def _pictures(self, dataset) -> list[np.ndarray]:
         """Evenly spaced pictures of the training data, square, ``(H, W, 3)``."""
-        count = min(self.pictures, len(dataset))
-        indices = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
+        indices = spread(len(dataset), self.pictures)
         if isinstance(dataset, DemoScenes):
             return [DemoScenes(seed=0, size=self.size).scene(i).image for i in indices]
         pictures = []
@@ -137,7 +137,13 @@ class ReportHook(Hook):
         return pictures
 
 
-def _labelled(scenes: DemoScenes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def labelled_scenes(scenes: DemoScenes) -> Iterator[Sample]:
+    """Pictures and labels of demo scenes."""
     for i in range(len(scenes)):
         scene = scenes.scene(i)
         yield scene.image, scene.labels
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, evenly from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()

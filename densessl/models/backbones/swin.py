@@ -13,7 +13,7 @@ from densessl.models.features import Tokens
 from densessl.models.mlp import LeanLayers
 from densessl.registry import MODELS
 
-from .vision_transformer import init_linear
+from .vision_transformer import block_numbers, init_linear
 from .window_attention import LeanShiftWindowMSA
 
 with warnings.catch_warnings():  # mmcv-lite has no compiled ops, and we need none
@@ -108,14 +108,8 @@ class SwinTransformer(BaseModule):
             DenseSSLError: the model has fewer blocks.
         """
         blocks = [block for stage in self.model.stages for block in stage.blocks]
-        depth = len(blocks)
-        if any(not -depth <= layer < depth for layer in layers):
-            raise DenseSSLError(
-                f'SwinTransformer: layers {list(layers)} of a model with {depth} '
-                f'blocks; count from 0 to {depth - 1}'
-            )
-        wanted = [layer % depth for layer in layers]
-        last_stage = depth - len(self.model.stages[-1].blocks)
+        wanted = block_numbers(layers, len(blocks), 'SwinTransformer')
+        last_stage = len(blocks) - len(self.model.stages[-1].blocks)
         final = getattr(self.model, f'norm{len(self.model.stages) - 1}')
         outputs: dict[int, Tokens] = {}
 

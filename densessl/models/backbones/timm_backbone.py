@@ -14,6 +14,8 @@ from densessl.errors import DenseSSLError
 from densessl.models.features import Tokens
 from densessl.registry import MODELS
 
+from .vision_transformer import block_numbers
+
 
 @MODELS.register_module()
 class TimmBackbone(BaseModule):
@@ -72,13 +74,7 @@ class TimmBackbone(BaseModule):
                 f'TimmBackbone: layers {list(layers)} of {type(self.model).__name__}; '
                 'it gives its last, normed layer only: set layers=1 and norm=True'
             )
-        depth = len(self.model.blocks)
-        if any(not -depth <= layer < depth for layer in layers):
-            raise DenseSSLError(
-                f'TimmBackbone: layers {list(layers)} of a model with {depth} blocks; '
-                f'count from 0 to {depth - 1}'
-            )
-        wanted = [layer % depth for layer in layers]
+        wanted = block_numbers(layers, len(self.model.blocks), 'TimmBackbone')
         outputs = method(
             images,
             sorted(set(wanted)),

@@ -36,6 +36,20 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def block_numbers(layers: Sequence[int], depth: int, model: str) -> list[int]:
+    """Blocks counted from 0, of numbers that may be negative to count from the end.
+
+    Raises:
+        DenseSSLError: the model has fewer blocks.
+    """
+    if any(not -depth <= layer < depth for layer in layers):
+        raise DenseSSLError(
+            f'{model}: layers {list(layers)} of a model with {depth} blocks; count '
+            f'from 0 to {depth - 1}'
+        )
+    return [layer % depth for layer in layers]
+
+
 def resize_pos_embed(
     table: Tensor,
     grid: tuple[int, int],
@@ -227,13 +241,7 @@ class VisionTransformer(BaseModule):
             positions: as in ``forward``.
             norm: whether each goes through the final norm.
         """
-        depth = len(self.blocks)
-        if any(not -depth <= layer < depth for layer in layers):
-            raise DenseSSLError(
-                f'VisionTransformer: layers {list(layers)} of a model with {depth} '
-                f'blocks; count from 0 to {depth - 1}'
-            )
-        wanted = [layer % depth for layer in layers]
+        wanted = block_numbers(layers, len(self.blocks), 'VisionTransformer')
         x, grid = self.embed(images, keep, positions)
         first = int(self.cls_token is not None)
         outputs = {}

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from densessl.errors import DenseSSLError
 from densessl.losses import info_nce
-from densessl.matching import check_neighbourhood
 from densessl.models.features import ViewFeatures
 from densessl.registry import MODELS
 
 from .base import thin
 from .contrastive_head import PredictionHead
-from .selfpatch_head import SelfPatchHead
+from .selfpatch_head import Positives
 
 
 @MODELS.register_module()
@@ -65,14 +64,8 @@ class ContrastiveSelfPatchHead(PredictionHead):
         **options,
     ) -> None:
         super().__init__(embed_dims, out_dims, loss_weight=loss_weight, **options)
-        check_neighbourhood(top_k, window, border, threshold)
-        self.top_k = top_k
-        self.window = window
-        self.border = border
-        self.threshold = threshold
+        self.positives = Positives(top_k, window, border, threshold)
         self.negatives = negatives
-
-    summarize = SelfPatchHead.summarize  # the same positives
 
     def loss(
         self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
@@ -81,7 +74,7 @@ class ContrastiveSelfPatchHead(PredictionHead):
         terms: list[dict[str, Tensor]] = []
         for role, views in student.tokens.items():
             with torch.no_grad():
-                summaries, positives = self.summarize(teacher, role)
+                summaries, positives = self.positives.summarize(teacher, role)
             for view, summary in zip(views, summaries.chunk(len(views)), strict=True):
                 shape = view.shape[:2]  # images, patches
                 rows = student.neck.normalize(view).flatten(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,6 +18,40 @@ from densessl.models.features import ViewFeatures, by_image
 from densessl.registry import MODELS
 
 from .base import DistillationHead, thin
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Which neighbours of a patch are its positives; see :class:`SelfPatchHead`.
+
+    Raises:
+        DenseSSLError: an option is out of range.
+    """
+
+    top_k: int | Literal['adaptive'] = 4
+    window: int | Literal['all'] = 3
+    border: Literal['wrap', 'clip'] = 'wrap'
+    threshold: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_neighbourhood(self.top_k, self.window, self.border, self.threshold)
+
+    def summarize(self, teacher: ViewFeatures, role: str) -> tuple[Tensor, Tensor]:
+        """``y^(i)`` of each patch of the views of a role, and of how many positives.
+
+        Returns:
+            ``(v * B, N, D)`` and ``(v * B, N)``.
+        """
+        tokens, grid = teacher.tokens[role].flatten(0, 1), teacher.grids[role]
+        if self.top_k == 'adaptive':
+            index, valid = similar_neighbours(
+                tokens, grid, self.threshold, self.window, self.border
+            )
+        else:
+            index, valid = top_k_neighbours(
+                tokens, grid, self.top_k, self.window, self.border
+            )
+        return teacher.neck.aggregate(tokens, index, valid), valid.sum(-1)
 
 
 @MODELS.register_module()
@@ -57,11 +92,7 @@ class SelfPatchHead(DistillationHead):
         **options,
     ) -> None:
         super().__init__(embed_dims, out_dims, loss_weight=loss_weight, **options)
-        check_neighbourhood(top_k, window, border, threshold)
-        self.top_k = top_k
-        self.window = window
-        self.border = border
-        self.threshold = threshold
+        self.positives = Positives(top_k, window, border, threshold)
 
     def loss(
         self, student: ViewFeatures, teacher: ViewFeatures, geometry, name: str
@@ -72,7 +103,7 @@ class SelfPatchHead(DistillationHead):
         for role, tokens in student.tokens.items():
             count, images, num_patches, _ = tokens.shape
             with torch.no_grad():
-                summary, number = self.summarize(teacher, role)
+                summary, number = self.positives.summarize(teacher, role)
             targets.append(by_image(summary.unflatten(0, (count, images))))
             positives.append(number.flatten())
             weight = tokens.new_full((), 1 / (views * num_patches), dtype=torch.float)
@@ -85,23 +116,6 @@ class SelfPatchHead(DistillationHead):
             Pairs.aligned(torch.cat(weights), student.pooled.shape[1]),
         )
         return terms | dict(positives=torch.cat(positives).float().mean())
-
-    def summarize(self, teacher: ViewFeatures, role: str) -> tuple[Tensor, Tensor]:
-        """``y^(i)`` of each patch of the views of a role, and of how many positives.
-
-        Returns:
-            ``(v * B, N, D)`` and ``(v * B, N)``.
-        """
-        tokens, grid = teacher.tokens[role].flatten(0, 1), teacher.grids[role]
-        if self.top_k == 'adaptive':
-            index, valid = similar_neighbours(
-                tokens, grid, self.threshold, self.window, self.border
-            )
-        else:
-            index, valid = top_k_neighbours(
-                tokens, grid, self.top_k, self.window, self.border
-            )
-        return teacher.neck.aggregate(tokens, index, valid), valid.sum(-1)
 
     def monitored_features(self, teacher: ViewFeatures) -> Tensor:
         """Patch tokens of the first role, evenly thinned to a few thousand."""

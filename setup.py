@@ -65,7 +65,21 @@ setup(
     python_requires='>=3.10,<3.14',
     install_requires=requirements(),
     extras_require={
-        'tests': ['pytest', 'hypothesis', 'codespell', 'ruff>=0.15', 'scikit-learn'],
+        'tests': [
+            'pytest',
+            'hypothesis',
+            'codespell',
+            'ruff>=0.15',
+            'scikit-learn',
+            'tifffile',
+            'imagecodecs',
+        ],
+        'tiff': ['tifffile', 'imagecodecs'],
         'tensorboard': ['tensorboard'],
+        'docs': ['sphinx', 'myst-parser', 'furo'],
+        'mmseg': ['mmsegmentation>=1.2.2,<2.0', 'ftfy', 'regex'],
+        'mmdet': ['mmdet>=3.3.0,<4.0'],
+        'hf': ['transformers'],
+        'interop': ['msgpack'],
     },
 )

@@ -27,7 +27,13 @@ from densessl.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT))
-    for folder in ('methods', 'methods/mixed', 'quickstart')
+    for folder in (
+        'methods',
+        'methods/mixed',
+        'methods/continue',
+        'presets',
+        'quickstart',
+    )
     for path in (ROOT / 'configs' / folder).glob('*.py')
 )
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
@@ -72,7 +78,10 @@ def switches() -> list[str]:
 def toy_model(cfg: Config):
     """The config's model, few channels wide and one block deep."""
     backbone = cfg.model.backbone
-    backbone.update(TOY_BACKBONES.get(backbone.type, {}))
+    if backbone.get('name', '').startswith('vit_'):  # of timm
+        backbone.update(embed_dim=32, depth=1, num_heads=2)
+    else:
+        backbone.update(TOY_BACKBONES.get(backbone.type, {}))
     if backbone.type == 'SwinTransformer':  # one or several windows, a stage each
         windows = backbone.get('window_size')
         stages = len(windows) if isinstance(windows, list) else 4

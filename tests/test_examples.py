@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from densessl.engine.checkpoint import list_runs
-from densessl.interop import save_backbone
+from densessl.interop import load_backbone, save_backbone
 from densessl.models.matchers import ViewTokens, build_matcher
 from densessl.registry import MODELS
 
@@ -100,9 +100,8 @@ def test_command_of_the_page_trains(tmp_path):
     assert len(losses) == 2 and min(losses) > 0
 
 
-def test_camvid_segmentation_reads_classes_that_features_tell(
-    tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def camvid(tmp_path):
     """Bright and dark halves are classes 0 and 1: any features tell them."""
     image = np.zeros((96, 120, 3), np.uint8)
     image[:, 60:] = 255
@@ -115,6 +114,12 @@ def test_camvid_segmentation_reads_classes_that_features_tell(
             ending = 'jpg' if kind == 'images' else 'png'
             for i in range(4):
                 cv2.imwrite(str(folder / f'{i}.{ending}'), content)
+    return tmp_path / 'camvid'
+
+
+def test_camvid_segmentation_reads_classes_that_features_tell(
+    camvid, tmp_path, monkeypatch, capsys
+):
     config = dict(
         type='VisionTransformer',
         arch=dict(embed_dims=16, depth=1, num_heads=2),
@@ -132,9 +137,36 @@ def test_camvid_segmentation_reads_classes_that_features_tell(
         steps=0,
     )
     module = runpy.run_path(str(ROOT / 'examples/camvid_segmentation.py'))
-    argv = ['camvid_segmentation.py', str(tmp_path / 'camvid'), str(work_dir)]
+    argv = ['camvid_segmentation.py', str(camvid), str(work_dir)]
     monkeypatch.setattr(sys, 'argv', argv)
     module['main']()
     words = capsys.readouterr().out
     scores = [float(x) for x in re.findall(r'trained ([\d.]+)%', words)]
     assert len(scores) == 2 and min(scores) > 95
+
+
+def test_camvid_supervised_learns_what_the_labels_say(
+    camvid, tmp_path, monkeypatch, capsys
+):
+    """The loss falls, and the file starts a run."""
+    monkeypatch.syspath_prepend(ROOT / 'examples')
+    module = runpy.run_path(str(ROOT / 'examples/camvid_supervised.py'))
+    config = tmp_path / 'small.py'
+    config.write_text(
+        "model = dict(backbone=dict(type='VisionTransformer', patch_size=16, "
+        'arch=dict(embed_dims=16, depth=1, num_heads=2)))'
+    )
+    out = tmp_path / 'start.safetensors'
+    argv = [
+        'camvid_supervised.py',
+        str(camvid),
+        str(config),
+        str(out),
+        '--epochs',
+        '60',
+    ]
+    monkeypatch.setattr(sys, 'argv', argv)
+    module['main']()
+    first, last = map(float, re.findall(r'loss ([\d.]+)', capsys.readouterr().out))
+    assert first > 1.5 and last < 0.5 * first
+    assert load_backbone(out).embed_dims == 16

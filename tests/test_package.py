@@ -20,6 +20,8 @@ import os, random, time, warnings
 import cv2, mmcv, mmengine, mmpretrain, numpy as np, safetensors, timm, torch
 with warnings.catch_warnings():
     warnings.simplefilter('ignore')
+    from mmpretrain.utils import dependency
+    dependency.WITH_MULTIMODAL = False  # fails beside a new transformers
     import mmpretrain.models
 
 def state():

@@ -244,7 +244,7 @@ except DenseSSLError as error:
         cwd=ROOT,
     )
     assert f'cannot write {path}: File too large' in result.stdout
-    assert 'earlier checkpoints are intact' in result.stdout
+    assert 'earlier files are intact' in result.stdout
     assert path.read_bytes() == b'good' and list(tmp_path.iterdir()) == [path]
 
 

@@ -3,6 +3,7 @@
 default_scope = 'densessl'
 train_cfg = dict(type='TrainLoop', max_epochs=100)
 randomness = dict(seed=0)
+pictures = dict(channels='rgb')  # of 8 bits; others: docs/channels.md
 env_cfg = dict(
     cudnn_benchmark=True, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0)
 )
@@ -22,6 +23,7 @@ optim_wrapper = dict(
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
+    progress=dict(type='ProgressBarHook'),
     schedule=dict(
         type='ScheduleHook',
         warmup_epochs=10,

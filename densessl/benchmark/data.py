@@ -24,6 +24,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image, ImageFilter, ImageOps
 
+from densessl.datasets.channels import LoadChannels
 from densessl.datasets.image_io import LoadImage
 from densessl.datasets.transforms.multi_crop import MultiCrop, ViewRecipe
 from densessl.datasets.unlabelled import ENDINGS
@@ -124,7 +125,7 @@ def build_pipeline(config: Pipeline) -> list[Callable]:
     steps = [
         TRANSFORMS.build(step) if isinstance(step, Mapping) else step for step in config
     ]
-    if not steps or not isinstance(steps[0], LoadImage):
+    if not steps or not isinstance(steps[0], LoadImage | LoadChannels):
         steps.insert(0, LoadImage())
     return steps
 

@@ -49,7 +49,7 @@ class StepTimes:
 def demo_batch(cfg: Config, batch_size: int) -> dict:
     """Demo scenes through a config's own crops, collated."""
     pipeline = cfg.train_dataloader.dataset.pipeline
-    crops = [step for step in pipeline if step['type'] != 'LoadImage']
+    crops = [step for step in pipeline if not step['type'].startswith('Load')]
     scenes = DemoScenes(batch_size, size=256, pipeline=crops)
     return collate_views([scenes[i] for i in range(batch_size)])
 

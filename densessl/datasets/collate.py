@@ -18,11 +18,12 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack the views of samples, once; in a worker straight into shared memory.
 
     Args:
-        samples: ``B`` samples with ``inputs`` (per role ``(v, 3, H, W)`` uint8),
-            ``path``, and perhaps ``geometry`` of leading shape ``(V,)`` and ``broken``.
+        samples: ``B`` samples with ``inputs`` (per role ``(v, C, H, W)``, uint8 or
+            uint16), ``path``, and perhaps ``geometry`` of leading shape ``(V,)`` and
+            ``broken``.
 
     Returns:
-        ``inputs``, per role ``(B, v, 3, H, W)``; ``geometry`` of leading shape
+        ``inputs``, per role ``(B, v, C, H, W)``; ``geometry`` of leading shape
         ``(B, V)``, or None of transforms that do not track it; ``paths``, B of them;
         ``broken``, the unreadable paths that were replaced, in one list.
 

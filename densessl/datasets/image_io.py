@@ -6,7 +6,9 @@ What a file may hold, and what becomes of it:
 - an alpha channel is dropped, not composited, as training pipelines commonly do;
 - 16-bit samples become 8-bit ones, ``round(value / 257)``;
 - an EXIF orientation is applied, so that the picture is upright;
-- a missing, empty, cut-off or foreign file raises :class:`UnreadableImageError`.
+- a missing, empty, cut-off or foreign file raises :class:`UnreadableImageError`;
+- a TIFF of bands that are no colours is refused: see :mod:`densessl.datasets.channels`,
+  which reads pictures as they are stored.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from PIL import Image, ImageOps
 from densessl.errors import DenseSSLError
 from densessl.registry import TRANSFORMS
 
+ENDINGS = ('jpg', 'jpeg', 'png', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
+"""Endings of the files that are taken for pictures."""
+TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+"""First bytes of a TIFF, little and big endian; then of a BigTIFF."""
 _REMEDY = 'replace the file or take it off the list'
 _REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -118,7 +124,7 @@ class JpegImage:
         if image is None:
             image = _decode_pillow(self.data, self.name, upright=False)
             image = np.array(Image.fromarray(image).reduce(reduction))
-        return _turn_upright(image, self.orientation)
+        return turn_upright(image, self.orientation)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.decode().astype(dtype or np.uint8, copy=False)
@@ -135,26 +141,41 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 def open_image(path: str | os.PathLike[str]) -> np.ndarray | JpegImage:
     """Like :func:`read_image`, but leave a plain JPEG undecoded."""
+    return open_image_bytes(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A picture's file.
+
+    Raises:
+        UnreadableImageError: the file is missing or may not be read.
+    """
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise UnreadableImageError(path, 'there is no such file') from None
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or str(error)) from error
-    return open_image_bytes(data, str(path))
 
 
 def open_image_bytes(data: bytes, name: str) -> np.ndarray | JpegImage:
     """Like :func:`open_image` for bytes, say of an archive's member called ``name``."""
-    if not data:
-        raise UnreadableImageError(name, 'the file is empty')
+    check_whole(data, name)
     if data.startswith(b'\xff\xd8'):
-        jpeg = _parse_jpeg(data, name)
+        jpeg = parse_jpeg(data, name)
         return _decode_pillow(data, name) if jpeg is None else jpeg
-    if data.startswith(b'\x89PNG') and b'IEND' not in data:
-        raise UnreadableImageError(name, 'the file is cut off')
+    if data.startswith(TIFF_MARKS):
+        _check_colours(data, name)
     image = _decode_cv2(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     return _decode_pillow(data, name) if image is None else _to_uint8(image, name)
+
+
+def check_whole(data: bytes, name: str) -> None:
+    """Raise :class:`UnreadableImageError` for an empty file and for half a PNG."""
+    if not data:
+        raise UnreadableImageError(name, 'the file is empty')
+    if data.startswith(b'\x89PNG') and b'IEND' not in data:
+        raise UnreadableImageError(name, 'the file is cut off')
 
 
 @TRANSFORMS.register_module()
@@ -165,7 +186,12 @@ class LoadImage:
         lazy: leave a plain JPEG as a :class:`JpegImage`, for a transform such as
             ``MultiCrop`` that decodes large pictures at a reduced size. A JPEG whose
             data are damaged then raises in that transform instead of here.
+
+    Attributes:
+        endings: of the files that it reads.
     """
+
+    endings = ENDINGS
 
     def __init__(self, lazy: bool = False) -> None:
         self.lazy = lazy
@@ -216,8 +242,8 @@ def _to_uint8(image: np.ndarray, name: str) -> np.ndarray:
     raise UnreadableImageError(name, why)
 
 
-def _parse_jpeg(data: bytes, name: str) -> JpegImage | None:
-    """Read size and orientation; None for CMYK or an odd header.
+def parse_jpeg(data: bytes, name: str) -> JpegImage | None:
+    """Read a JPEG's size and orientation; None for CMYK or an odd header.
 
     Raises:
         UnreadableImageError: the file ends before the picture does. Decoders differ
@@ -248,24 +274,45 @@ def _parse_jpeg(data: bytes, name: str) -> JpegImage | None:
 
 def _exif_orientation(exif: bytes) -> int:
     """Orientation, 1 to 8, from the TIFF block of an EXIF segment; 1 if absent."""
-    order = {b'II': '<', b'MM': '>'}.get(exif[:2])
+    value = _tiff_tags(exif).get(0x0112, 1)
+    return value if 1 <= value <= 8 else 1
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """The first 16-bit value of each tag of a TIFF's (or BigTIFF's) first picture."""
+    tags: dict[int, int] = {}
+    order = {b'II': '<', b'MM': '>'}.get(data[:2])
     if order is None:
-        return 1
+        return tags
+    big = data.startswith(TIFF_MARKS[2:])
+    first, number, entry = ('8xQ', 'Q', 'HHQH') if big else ('4xI', 'H', 'HHIH')
+    step = 20 if big else 12
     try:
-        (start,) = struct.unpack_from(f'{order}I', exif, 4)
-        (count,) = struct.unpack_from(f'{order}H', exif, start)
-        for entry in range(count):
-            tag, *_, value = struct.unpack_from(
-                f'{order}HHIH', exif, start + 2 + 12 * entry
-            )
-            if tag == 0x0112:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:  # a damaged block says nothing
+        (start,) = struct.unpack_from(order + first, data)
+        (count,) = struct.unpack_from(order + number, data, start)
+        start += struct.calcsize(order + number)
+        for place in range(start, start + step * count, step):
+            tag, *_, value = struct.unpack_from(order + entry, data, place)
+            tags.setdefault(tag, value)
+    except (struct.error, OverflowError):  # a damaged block says no more
         pass
-    return 1
+    return tags
 
 
-def _turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+def _check_colours(data: bytes, name: str) -> None:
+    """Refuse a TIFF of bands: OpenCV makes a grey picture of one of them."""
+    tags = _tiff_tags(data)
+    bands, grey = tags.get(277, 1), tags.get(262, 1) < 2
+    grey_with_alpha = bands == 2 and tags.get(258) == 8
+    if (grey and bands > 1 and not grey_with_alpha) or bands > 4:
+        raise DenseSSLError(
+            f"'{name}' has {bands} channels, which are no colours, and LoadImage makes "
+            f'RGB; set pictures.channels={bands} and what else docs/channels.md names, '
+            'or take the file out of the folder'
+        )
+
+
+def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation: 5 to 8 swap rows and columns, the rest are mirrors."""
     if orientation >= 5:
         image = cv2.transpose(image)

@@ -14,16 +14,10 @@ import numpy as np
 from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
-from densessl.datasets.image_io import UnreadableImageError
+from densessl.datasets.image_io import ENDINGS, LoadImage, UnreadableImageError
 from densessl.errors import DenseSSLError
 from densessl.registry import DATASETS, TRANSFORMS
 
-ENDINGS = ('jpg', 'jpeg', 'png', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
-_ENDINGS = {ending.encode() for ending in ENDINGS}
-# Where a path may end in a line of a list file: behind an ending and before a column.
-_PATH_END = re.compile(
-    rb'\.(?:' + b'|'.join(sorted(_ENDINGS)) + rb')(?=[\s,;]|$)', re.IGNORECASE
-)
 _MAX_DRAWS = 16
 
 
@@ -83,9 +77,15 @@ class UnlabelledImages(Dataset):
         self.root_sizes: list[int] = []
         self.weights = None if weights is None else list(weights)
         self.seed = seed
+        self.transforms = [
+            TRANSFORMS.build(step) if isinstance(step, dict) else step
+            for step in pipeline
+        ]
+        readers = (step for step in self.transforms if hasattr(step, 'endings'))
+        self._reader = next(readers, LoadImage())
         names: list[bytes] = []
         for root, listed in zip(roots, lists, strict=True):
-            base, found = _find_pictures(root, listed)
+            base, found = _find_pictures(root, listed, self._reader.endings)
             if fraction is not None:
                 found = balanced_subset(found, fraction, seed, base)
                 print_log(f'fraction={fraction}: {len(found)} kept', logger='current')
@@ -94,10 +94,6 @@ class UnlabelledImages(Dataset):
             names += found
         self._names = _PackedNames(names)
         self._root_ends = np.cumsum(self.root_sizes)
-        self.transforms = [
-            TRANSFORMS.build(step) if isinstance(step, dict) else step
-            for step in pipeline
-        ]
         self.metainfo: dict[str, Any] = {}  # MMEngine's loops warn where it is missing
 
     def __len__(self) -> int:
@@ -107,6 +103,15 @@ class UnlabelledImages(Dataset):
         """Path of picture ``index``, 0 <= index < len(self)."""
         root = self.roots[self._root_of(index)]
         return os.path.join(root, os.fsdecode(self._names[index]))
+
+    def picture(self, index: int) -> np.ndarray:
+        """Picture ``index`` ``(H, W, C)``, whole, as the pipeline's reader gives it.
+
+        Raises:
+            UnreadableImageError: it cannot be read.
+            DenseSSLError: it is of another kind than the reader was told.
+        """
+        return np.asarray(self._reader({'path': self.path(index)})['img'])
 
     def __getitem__(self, key: int | tuple[int, int, int]) -> dict[str, Any]:
         """Make the sample of a key ``(epoch, position, index)``.
@@ -165,7 +170,9 @@ class _PackedNames:
         return self._text[begin : self._ends[index]]
 
 
-def scan_folder(root: str) -> tuple[list[bytes], Counter[str]]:
+def scan_folder(
+    root: str, endings: Sequence[str] = ENDINGS
+) -> tuple[list[bytes], Counter[str]]:
     """Find the pictures below a folder, at any depth, by their endings.
 
     Hidden files and folders (``.name``) are skipped. Links are followed, yet no folder
@@ -173,6 +180,7 @@ def scan_folder(root: str) -> tuple[list[bytes], Counter[str]]:
 
     Args:
         root: an existing folder.
+        endings: of pictures, in lower case.
 
     Returns:
         The names relative to ``root``, with ``/`` between folders, sorted by bytes;
@@ -181,6 +189,7 @@ def scan_folder(root: str) -> tuple[list[bytes], Counter[str]]:
     Raises:
         DenseSSLError: a folder cannot be read.
     """
+    kinds = {ending.encode() for ending in endings}
     pictures: list[bytes] = []
     passed_over: Counter[str] = Counter()
     seen: set[bytes] = set()  # by real path: some network drives have no inode numbers
@@ -201,7 +210,7 @@ def scan_folder(root: str) -> tuple[list[bytes], Counter[str]]:
                         folders.append((name, entry.path))
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         heapq.heappush(links, (name, os.path.realpath(entry.path)))
-                    elif stem and ending.lower() in _ENDINGS:
+                    elif stem and ending.lower() in kinds:
                         pictures.append(name)
                     else:
                         passed_over[os.fsdecode(dot + ending) if dot else ''] += 1
@@ -214,7 +223,9 @@ def scan_folder(root: str) -> tuple[list[bytes], Counter[str]]:
     return pictures, passed_over
 
 
-def read_list(list_file: str, root: str) -> tuple[str, list[bytes]]:
+def read_list(
+    list_file: str, root: str, endings: Sequence[str] = ENDINGS
+) -> tuple[str, list[bytes]]:
     """Read the paths of a list file, in its order.
 
     A path may hold blanks: a line is cut behind the last picture ending that a blank,
@@ -224,6 +235,7 @@ def read_list(list_file: str, root: str) -> tuple[str, list[bytes]]:
     Args:
         list_file: text file, one path a line.
         root: folder the paths are relative to.
+        endings: of pictures.
 
     Returns:
         The folder that the paths turned out to be relative to (the root, else the list
@@ -233,7 +245,7 @@ def read_list(list_file: str, root: str) -> tuple[str, list[bytes]]:
         DenseSSLError: the file cannot be read, or a line names no picture, or none of
             the first 100 pictures exists.
     """
-    choices = _parse_list(list_file)
+    choices = _parse_list(list_file, endings)
     if not choices:
         return root, []
     beside = os.path.dirname(os.path.abspath(list_file))
@@ -261,7 +273,7 @@ def read_list(list_file: str, root: str) -> tuple[str, list[bytes]]:
     )
 
 
-def _parse_list(list_file: str) -> list[list[bytes]]:
+def _parse_list(list_file: str, endings: Sequence[str]) -> list[list[bytes]]:
     """The possible paths of each line, which is one in all but odd cases."""
     try:
         with open(list_file, 'rb') as file:
@@ -270,15 +282,18 @@ def _parse_list(list_file: str) -> list[list[bytes]]:
         raise DenseSSLError(
             f"cannot read list_file '{list_file}': {error.strerror}; check its path"
         ) from error
+    # Where a path may end in a line: behind an ending and before a column.
+    kinds = b'|'.join(ending.encode() for ending in sorted(endings))
+    path_end = re.compile(rb'\.(?:' + kinds + rb')(?=[\s,;]|$)', re.IGNORECASE)
     choices: list[list[bytes]] = []
     for number, line in enumerate(map(bytes.strip, lines), start=1):
         if not line or line.startswith(b'#'):
             continue
-        choices.append([line[: end.end()] for end in _PATH_END.finditer(line)])
+        choices.append([line[: end.end()] for end in path_end.finditer(line)])
         if not choices[-1]:
             raise DenseSSLError(
                 f"list file '{list_file}', line {number}: '{os.fsdecode(line)[:100]}' "
-                f'names no picture ({", ".join(ENDINGS)}); mend the line or begin it '
+                f'names no picture ({", ".join(endings)}); mend the line or begin it '
                 'with #'
             )
     return choices
@@ -336,7 +351,9 @@ def balanced_subset(
     return [name for name in names if name in kept]
 
 
-def _find_pictures(root: str, list_file: str | None) -> tuple[str, list[bytes]]:
+def _find_pictures(
+    root: str, list_file: str | None, endings: Sequence[str]
+) -> tuple[str, list[bytes]]:
     """Base folder and relative names of one root; says what it found in the log."""
     root = os.path.expanduser(root)
     if not os.path.isdir(root):
@@ -346,16 +363,16 @@ def _find_pictures(root: str, list_file: str | None) -> tuple[str, list[bytes]]:
             '(unpack an archive first)'
         )
     if list_file is not None:
-        base, names = read_list(os.path.expanduser(list_file), root)
+        base, names = read_list(os.path.expanduser(list_file), root, endings)
         source, passed_over = f"list file '{list_file}'", Counter()
     else:
-        base, (names, passed_over) = root, scan_folder(root)
+        base, (names, passed_over) = root, scan_folder(root, endings)
         source = f"data folder '{root}'"
     others = _counted(passed_over)
     if not names:
         raise DenseSSLError(
             f'{source} holds no picture{others}; give one with '
-            f'{", ".join(ENDINGS[:-1])} or {ENDINGS[-1]} files'
+            f'{", ".join(endings[:-1])} or {endings[-1]} files'
         )
     print_log(f'{source}: {len(names)} pictures{others}', logger='current')
     return base, names

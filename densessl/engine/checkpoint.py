@@ -56,9 +56,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         cause = os.strerror(error.errno) if getattr(error, 'errno', 0) else str(error)
         if getattr(error, 'errno', 0) == errno.ENOSPC:
             cause = 'no space left on the device'
+        cause = ' '.join(cause.split())[:120]
         raise DenseSSLError(
-            f'cannot write {path}: {cause.splitlines()[0]} ({free:.0f} MiB free); '
-            'earlier checkpoints are intact, free some space and go on with --resume'
+            f'cannot write {path}: {cause} ({free:.0f} MiB free); earlier files are '
+            'intact, free some space (a run goes on with --resume)'
         ) from error
 
 
@@ -195,12 +196,16 @@ def restore_run(runner, state: dict, path: Path, add_heads: bool = False) -> Non
         own = model.state_dict()
         weights = {k: v for k, v in own.items() if k.startswith(prefixes)} | weights
     load_strictly(model, weights, f'--resume: {path}')
+    groups = runner.optim_wrapper.optimizer.param_groups
+    if len(groups) != (before := len(optimizer['optimizer']['param_groups'])):
+        raise DenseSSLError(
+            f'--resume: the optimiser of {path} has {before} groups of parameters, '
+            f'that of this run {len(groups)}; turn optim_wrapper.layer_decay on or '
+            'off, as it was there'
+        )
     if added:
-        wrapper = runner.optim_wrapper
         optimizer = optimizer | dict(
-            optimizer=_widened(
-                optimizer['optimizer'], wrapper.optimizer, model, prefixes
-            )
+            optimizer=_widened(optimizer['optimizer'], groups, model, prefixes)
         )
         runner.logger.info(
             f'new heads: {", ".join(added)}; projectors, centres and optimiser state '
@@ -218,7 +223,7 @@ def _prefixes(heads: list[str]) -> tuple[str, ...]:
 
 
 def _widened(
-    old: dict, optimizer: torch.optim.Optimizer, model: nn.Module, new: tuple[str, ...]
+    old: dict, own_groups: list[dict], model: nn.Module, new: tuple[str, ...]
 ) -> dict:
     """State of an optimiser that did not know the parameters ``new`` begins.
 
@@ -227,9 +232,7 @@ def _widened(
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     number, renamed, groups = 0, {}, []
-    for group, old_group in zip(
-        optimizer.param_groups, old['param_groups'], strict=True
-    ):
+    for group, old_group in zip(own_groups, old['param_groups'], strict=True):
         known = iter(old_group['params'])
         numbers = range(number, number + len(group['params']))
         for i, parameter in zip(numbers, group['params'], strict=True):

@@ -16,6 +16,9 @@ from densessl.errors import DenseSSLError
 
 from .checkpoint import list_runs
 from .distributed import init_process_group, model_wrapper_cfg
+from .loggers import LOGGERS, use_loggers
+from .pictures import use_pictures
+from .presets import find_preset, fit_preset, print_choice
 
 # What a training config may hold at its top level; names with a leading underscore are
 # a config's own variables.
@@ -29,8 +32,10 @@ CONFIG_KEYS = (
     'experiment_name',
     'log_level',
     'log_processor',
+    'low_memory',
     'model',
     'optim_wrapper',
+    'pictures',
     'randomness',
     'runner_type',
     'sync_bn',
@@ -47,7 +52,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='tools/train.py', description='Pretrain a backbone without labels.'
     )
-    parser.add_argument('config', help='a file of configs/')
+    parser.add_argument('config', nargs='?', help='a file of configs/')
+    parser.add_argument(
+        '--preset',
+        metavar='NAME',
+        help='in place of a config: auto, to choose one for pictures and machine, or '
+        'a file of configs/presets, such as 10k-pictures_1gpu; see docs/presets.md',
+    )
     parser.add_argument(
         '--data',
         nargs='+',
@@ -65,12 +76,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--init-from',
         metavar='FILE',
-        help='start a new run from weights (backbone.safetensors)',
+        help='start a new run from weights: a backbone.safetensors, or what '
+        'tools/convert.py import wrote',
+    )
+    parser.add_argument(
+        '--inflate-channels',
+        action='store_true',
+        help='with --init-from: spread the first convolution over other channels',
     )
     parser.add_argument(
         '--add-heads',
         action='store_true',
         help='with --resume: heads that the checkpoint lacks start anew and join in',
+    )
+    parser.add_argument(
+        '--low-memory',
+        action='store_true',
+        help='compute activations twice instead of keeping them',
+    )
+    parser.add_argument(
+        '--log',
+        nargs='+',
+        choices=LOGGERS,
+        default=(),
+        help='also to TensorBoard or Weights & Biases; JSON lines are always written',
     )
     parser.add_argument('--seed', type=int, help='default: 0')
     parser.add_argument(
@@ -131,19 +160,33 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         DenseSSLError: no such file, or a key that nothing reads.
     """
-    cfg = read_config(args.config, args.cfg_options, CONFIG_KEYS)
+    if bool(args.config) == bool(args.preset):
+        raise DenseSSLError(
+            f'found the config {args.config} and --preset {args.preset}; give one of '
+            'them, such as --preset auto --data DIR'
+        )
+    config, options = args.config, args.cfg_options or {}
+    if args.preset:
+        config, pictures, machine = find_preset(args.preset, args.data, options)
+    cfg = read_config(config, options, CONFIG_KEYS)
+    if args.preset:
+        print_choice(fit_preset(cfg, pictures, machine, options))
     if args.data:
         use_folders(cfg.train_dataloader.dataset, args.data)
+    use_pictures(cfg)
+    use_low_memory(cfg, args.low_memory)
     if args.seed is not None:
         cfg.randomness = dict(seed=args.seed)
     cfg.work_dir = args.work_dir or cfg.get(
-        'work_dir', str(Path('work_dirs') / Path(args.config).stem)
+        'work_dir', str(Path('work_dirs') / Path(config).stem)
     )
+    use_loggers(cfg, args.log)
     cfg.default_hooks.resume = dict(
         type='ResumeHook',
         resume=args.resume,
         init_from=args.init_from,
         add_heads=args.add_heads,
+        inflate_channels=args.inflate_channels,
     )
     adapt_to_machine(cfg)
     return cfg
@@ -160,6 +203,23 @@ def use_folders(dataset: ConfigDict, folders: list[str]) -> None:
         pipeline=[dict(type='LoadImage', lazy=True), *pipeline],
         **keep,
     )
+
+
+def use_low_memory(cfg: Config, wanted: bool) -> None:
+    """Hand a training config's ``low_memory``, or a command line's, to its model."""
+    low_memory = cfg.get('low_memory', False)
+    if not isinstance(low_memory, bool):
+        raise DenseSSLError(
+            f'low_memory={low_memory!r} is no switch; give True or False'
+        )
+    if not (low_memory or wanted):
+        return
+    if cfg.get('activation_checkpointing'):
+        raise DenseSSLError(
+            'low_memory=True with activation_checkpointing, which it does for all '
+            'blocks itself; leave out activation_checkpointing'
+        )
+    cfg.low_memory = cfg.model.low_memory = True
 
 
 def adapt_to_machine(cfg: Config) -> None:
@@ -209,7 +269,7 @@ def train(args: argparse.Namespace) -> None:
         runner.train()
     except (KeyError, TypeError) as error:
         if 'registry' in str(error) or 'class `' in str(error):
-            raise DenseSSLError(f'config {args.config}: {one_line(error)}') from error
+            raise DenseSSLError(f'config {cfg.filename}: {one_line(error)}') from error
         raise
 
 

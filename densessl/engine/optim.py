@@ -1,7 +1,8 @@
-"""Optimiser wrapper: mixed precision by device, and the papers' gradient clipping."""
+"""Optimiser: precision by device, the papers' clipping, groups and their rates."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -20,6 +21,7 @@ from densessl.registry import (
 from .distributed import unwrap
 
 Precision = Literal['auto', 'bf16', 'fp16', 'fp32']
+_BLOCK = re.compile(r'(.*?\.)?blocks\.\d+\.')
 
 
 def clip_each_(gradients: list[Tensor], max_norm: float) -> None:
@@ -116,15 +118,60 @@ class MixedPrecisionOptimWrapper(OptimWrapper):
             self.scaler.load_state_dict(state_dict['scaler'])
 
 
+def lr_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of the learning rate of each parameter of a backbone, by its depth.
+
+    ``decay ** (L + 1 - d)``: of ``L`` blocks, the last one (d = L) has ``decay``, and
+    what comes before the first (d = 0: patch embedding, class token, position table)
+    ``decay ** (L + 1)``; 1 is left for what follows the backbone. What stands between
+    or after blocks (downsampling, the final norm) goes with the one before it, as in
+    timm. ELECTRA (arXiv:2003.10555) and BEiT (arXiv:2106.08254) fine-tune so.
+
+    Args:
+        backbone: its blocks are named ``blocks.<i>``, in any number of stages, and
+            registered in the order of the forward.
+        decay: above 0, at most 1.
+
+    Raises:
+        DenseSSLError: the decay is out of range, or there are no such blocks.
+    """
+    if not 0 < decay <= 1:
+        raise DenseSSLError(
+            f'optim_wrapper: layer_decay={decay} is the factor of the learning rate '
+            'from a block to the one before it; give one above 0 and at most 1 '
+            '(often 0.65 to 0.9)'
+        )
+    blocks: set[str] = set()
+    depths = {}
+    for name, _ in backbone.named_parameters():
+        if match := _BLOCK.match(name):
+            blocks.add(match[0])
+        depths[name] = len(blocks)
+    if not blocks:
+        kind = type(getattr(backbone, 'model', backbone)).__name__
+        raise DenseSSLError(
+            f'optim_wrapper: layer_decay={decay} goes by blocks, and {kind} has no '
+            "parameters named 'blocks.<i>'; leave layer_decay out"
+        )
+    return {name: decay ** (len(blocks) + 1 - depth) for name, depth in depths.items()}
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TwoGroupConstructor:
     """Weight decay on weights only: never on biases and 1-D parameters.
 
-    Two groups, so that the optimiser steps over all parameters at once.
+    Two groups, so that the optimiser steps over all parameters at once; with
+    ``layer_decay`` two for each block, see :func:`lr_factors`.
 
     Args:
-        optim_wrapper_cfg: config of the wrapper with its ``optimizer``.
+        optim_wrapper_cfg: config of the wrapper with its ``optimizer``, and
+            ``layer_decay``, the factor of the learning rate from a block to the one
+            before it (1, for all alike, where it is left out).
         paramwise_cfg: not supported, None.
+
+    Raises:
+        DenseSSLError: ``paramwise_cfg``; a ``layer_decay`` that is no factor, or a
+            backbone without blocks.
     """
 
     def __init__(
@@ -139,15 +186,26 @@ class TwoGroupConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """The wrapper with an optimiser over the trained parameters of a model."""
-        trained = [
-            (n, p) for n, p in unwrap(model).named_parameters() if p.requires_grad
+        cfg, model = dict(self.cfg), unwrap(model)
+        factors: dict[str, float] = {}
+        if (decay := cfg.pop('layer_decay', 1.0)) != 1:
+            of_backbone = lr_factors(model.backbone, decay).items()
+            factors = {f'backbone.{name}': factor for name, factor in of_backbone}
+        found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                flat = parameter.ndim <= 1 or name.endswith('.bias')
+                kind = (-factors.get(name, 1.0), flat)
+                found.setdefault(kind, []).append(parameter)
+        kinds = sorted(found)  # first the whole rate, which is the one that is logged
+        groups = [
+            dict(params=found[kind], **(dict(weight_decay=0.0) if kind[1] else {}))
+            for kind in kinds
         ]
-        flat = [p for n, p in trained if p.ndim <= 1 or n.endswith('.bias')]
-        weights = [p for n, p in trained if not (p.ndim <= 1 or n.endswith('.bias'))]
-        cfg = dict(self.cfg)
-        groups = [dict(params=weights), dict(params=flat, weight_decay=0.0)]
         optimizer = OPTIMIZERS.build(
             dict(cfg.pop('optimizer')), default_args=dict(params=groups)
         )
+        for group, (factor, _) in zip(optimizer.param_groups, kinds, strict=True):
+            group['lr'] *= -factor
         cfg.setdefault('type', 'MixedPrecisionOptimWrapper')
         return OPTIM_WRAPPERS.build(cfg, default_args=dict(optimizer=optimizer))

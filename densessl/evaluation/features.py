@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from densessl.datasets.channels import read_channels
+from densessl.datasets.image_io import read_image
 from densessl.errors import DenseSSLError
 from densessl.models.features import Tokens
 
 Sample = tuple[np.ndarray, np.ndarray]
-"""A picture ``(H, W, 3)`` uint8 RGB and its labels ``(H, W)``, integers."""
+"""A picture ``(H, W, C)``, mostly uint8 RGB, and its labels ``(H, W)``, integers."""
 
 _PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 _POOLS = ('auto', 'cls', 'mean', 'cls+mean')
@@ -29,10 +32,11 @@ class FeatureExtractor:
     mode it had, so a training loop may call this between two steps.
 
     Args:
-        backbone: maps ``(B, 3, H, W)`` normalised images to `Tokens` and has
+        backbone: maps ``(B, C, H, W)`` normalised images to `Tokens` and has
             ``patch_size``, the distance of its tokens in pixels.
-        mean: three RGB means in units of 0..255, as in the data preprocessor.
-        std: three RGB standard deviations in the same units.
+        mean: of the ``C`` channels, as in the data preprocessor: in units of 0..255, or
+            0..65535 for samples of 16 bits.
+        std: standard deviations in the same units.
         device: where to compute; the backbone is moved there. None leaves it where
             it is.
         precision: ``'fp32'``, even inside somebody else's autocast, or ``'bf16'`` or
@@ -50,8 +54,8 @@ class FeatureExtractor:
             (``'auto'``).
 
     Raises:
-        DenseSSLError: unknown precision or pool, mean and std not in units of 0..255,
-            or layers that the backbone cannot give.
+        DenseSSLError: unknown precision or pool, mean and std not in units of 0..255
+            and more, or layers that the backbone cannot give.
     """
 
     def __init__(
@@ -72,10 +76,10 @@ class FeatureExtractor:
                 f'FeatureExtractor: precision {precision!r} is unknown; '
                 f'use one of {", ".join(_PRECISIONS)}'
             )
-        if len(mean) != 3 or len(std) != 3 or min(std) < 1:
+        if not len(mean) == len(std) > 0 or min(std) < 1:
             raise DenseSSLError(
                 f'FeatureExtractor: mean {tuple(mean)} and std {tuple(std)} are not '
-                'three values each in units of 0..255; multiply fractions by 255'
+                'a value a channel each in units of 0..255; multiply fractions by 255'
             )
         if pool not in _POOLS:
             raise DenseSSLError(
@@ -95,13 +99,30 @@ class FeatureExtractor:
             )
         self.backbone = backbone if device is None else backbone.to(device)
         self._normalization = [float(m) for m in mean], [float(s) for s in std]
-        self.mean = torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
-        self.std = torch.tensor(std, dtype=torch.float32).view(3, 1, 1)
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self.precision = precision
         self.batch_size = batch_size
         self.layers = layers
         self.norm = norm
         self.pool = pool
+
+    @property
+    def takes_rgb(self) -> bool:
+        """Whether it takes RGB pictures of 8 bits, judged by mean and std."""
+        return len(self.mean) == 3 and float(self.mean.max()) <= 255
+
+    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """A picture ``(H, W, C)`` as the backbone takes it: RGB, or as it is stored.
+
+        Raises:
+            UnreadableImageError: the file is missing, or no picture.
+            DenseSSLError: it has other channels or bits than the backbone takes.
+        """
+        if self.takes_rgb:
+            return read_image(path)
+        wide = float(self.mean.max()) > 255
+        return read_channels(path, len(self.mean), 16 if wide else None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,8 +147,9 @@ class FeatureExtractor:
         """Tokens of a batch of pictures.
 
         Args:
-            images: ``(B, H, W, 3)`` or ``(B, 3, H, W)`` uint8 RGB; ``H`` and ``W`` are
-                multiples of the backbone's ``patch_size``.
+            images: ``(B, H, W, C)`` or ``(B, C, H, W)`` uint8, or uint16 where the
+                training had it; ``H`` and ``W`` are multiples of the backbone's
+                ``patch_size``.
 
         Returns:
             Float32 tokens of the ``B`` images, on the backbone's device.
@@ -200,15 +222,19 @@ class FeatureExtractor:
         )
 
     def _channels_first(self, images: Tensor) -> Tensor:
-        shape = tuple(images.shape)
-        if images.dtype != torch.uint8 or len(shape) != 4 or 3 not in shape[1::2]:
+        shape, channels = tuple(images.shape), len(self.mean)
+        types = {torch.uint16} if float(self.mean.max()) > 255 else {torch.uint8}
+        if not self.takes_rgb:  # dark pictures of 16 bits may have a small mean
+            types.add(torch.uint16)
+        if images.dtype not in types or len(shape) != 4 or channels not in shape[1::2]:
+            kind = 'uint8 RGB' if self.takes_rgb else 'what the training had,'
             raise DenseSSLError(
                 f'FeatureExtractor: images are {images.dtype} {shape}; '
-                'give uint8 RGB as (B, H, W, 3) or (B, 3, H, W)'
+                f'give {kind} as (B, H, W, {channels}) or (B, {channels}, H, W)'
             )
         if shape[0] == 0:
             raise DenseSSLError('FeatureExtractor: no images; give at least one')
-        if shape[3] == 3:
+        if shape[3] == channels:
             images = images.permute(0, 3, 1, 2)
         height, width = images.shape[2:]
         patch = self.backbone.patch_size

@@ -53,7 +53,7 @@ class KMeansSegmentation(MaskProtocol):
 
     def run(self, extractor: FeatureExtractor, data: Path, out: Path) -> Scores:
         """Cluster, match, score and draw; see `EvaluationProtocol`."""
-        val = self.open(data, self.val_split)
+        val = self.open(extractor, data, self.val_split)
         rng = torch.Generator().manual_seed(self.seed)
         tokens = self.sample(extractor, val, rng)
         num = len(self.names) if self.num_clusters is None else self.num_clusters

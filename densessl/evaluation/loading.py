@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from densessl.engine.checkpoint import UNREADABLE, load_run
 from densessl.engine.launch import one_line
+from densessl.engine.pictures import use_pictures
 from densessl.errors import DenseSSLError
 from densessl.interop.backbone import BACKBONE_FILE, load_backbone, load_strictly
+from densessl.interop.fingerprint import fingerprint
 from densessl.registry import MODELS
 
 from .features import FeatureExtractor
@@ -28,26 +30,42 @@ KINDS = (
     f'{BACKBONE_FILE} or step_*.pth of a work dir, timm:NAME, timm:NAME@FILE or '
     'untrained:CONFIG'
 )
-"""What `load_extractor` takes for a checkpoint."""
+"""What `load_network` takes for a checkpoint."""
 
 
 def load_extractor(
     checkpoint: str, *, student: bool = False, **options: Any
 ) -> tuple[FeatureExtractor, dict[str, Any]]:
+    """The network of a checkpoint for frozen features; see `load_network`.
+
+    Args:
+        checkpoint: as there.
+        student: as there.
+        **options: further arguments of `FeatureExtractor`.
+    """
+    backbone, about = load_network(checkpoint, student=student)
+    return FeatureExtractor(backbone, backbone.mean, backbone.std, **options), about
+
+
+def load_network(
+    checkpoint: str, *, student: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone that a checkpoint holds.
 
     Args:
-        checkpoint: ``backbone.safetensors``; ``step_*.pth`` of a run, whose config is
-            inside; ``timm:NAME`` with timm's weights (from its cache, else from the
-            net) or ``timm:NAME@FILE`` with those of a file; ``untrained:CONFIG``, the
-            backbone of a training config as it starts from seed 0.
+        checkpoint: ``backbone.safetensors``, or a file of imported weights;
+            ``step_*.pth`` of a run, whose config is inside; ``timm:NAME`` with timm's
+            weights (from its cache, else from the net) or ``timm:NAME@FILE`` with those
+            of a file; ``untrained:CONFIG``, the backbone of a training config as it
+            starts from seed 0.
         student: the student of a ``step_*.pth`` in place of its teacher.
-        **options: further arguments of `FeatureExtractor`.
 
     Returns:
-        The extractor, and what tells the weights apart: ``name``, ``role`` (teacher or
-        student, None where there is one network only), ``sha256`` of the file (None
-        without one) and ``weights_sha256`` of the tensors.
+        The backbone, with ``mean`` and ``std`` of its inputs, the ``config`` it was
+        built from and the training ``steps`` it has seen (None where unknown); and what
+        tells the weights apart: ``name``, ``role`` (teacher or student, None where
+        there is one network only), ``sha256`` of the file (None without one) and
+        ``weights_sha256`` of the tensors.
 
     Raises:
         DenseSSLError: the file is missing or of another kind, the name is unknown, or
@@ -74,14 +92,12 @@ def load_extractor(
             f'--student: {checkpoint} holds one network only; give the step_*.pth of a '
             'work dir, which holds student and teacher'
         )
-    extractor = FeatureExtractor(backbone, backbone.mean, backbone.std, **options)
-    about = dict(
+    return backbone, dict(
         name=checkpoint,
         role=role,
         sha256=None if file is None else hash_file(file),
-        weights_sha256=hash_weights(backbone.state_dict()),
+        weights_sha256=fingerprint(backbone.state_dict()),
     )
-    return extractor, about
 
 
 def hash_file(path: Path) -> str:
@@ -90,16 +106,6 @@ def hash_file(path: Path) -> str:
         digest = hashlib.sha256()
         while block := file.read(2**20):
             digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_weights(state: dict[str, Tensor]) -> str:
-    """SHA-256 over the names and bytes of tensors, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        flat = state[name].detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -150,6 +156,7 @@ def _from_run(path: Path, role: str) -> nn.Module:
     backbone = _build(cfg, f'checkpoint {path}')
     weights = backbone_weights(state['state_dict'], role)
     load_strictly(backbone, weights, f'checkpoint {path}')
+    backbone.steps = state['steps']
     return backbone
 
 
@@ -160,7 +167,9 @@ def _untrained(config: str) -> nn.Module:
             'methods or configs/quickstart'
         )
     torch.manual_seed(0)
-    return _build(Config.fromfile(config), f'checkpoint untrained:{config}')
+    cfg = Config.fromfile(config)
+    use_pictures(cfg)
+    return _build(cfg, f'checkpoint untrained:{config}')
 
 
 def _build(cfg: Config, what: str) -> nn.Module:
@@ -172,6 +181,7 @@ def _build(cfg: Config, what: str) -> nn.Module:
     backbone = build_part(cfg.model.backbone, what)
     normalization = normalization_of(cfg, what)
     backbone.mean, backbone.std = normalization['mean'], normalization['std']
+    backbone.config, backbone.steps = cfg.model.backbone.to_dict(), None
     return backbone
 
 
@@ -200,6 +210,7 @@ def _from_timm(words: str) -> tuple[nn.Module, Path | None]:
     data = timm.data.resolve_model_data_config(backbone.model)
     for key in ('mean', 'std'):
         setattr(backbone, key, [255 * value for value in data[key]])
+    backbone.config, backbone.steps = dict(type='TimmBackbone', name=name), None
     return backbone, file
 
 

@@ -33,7 +33,10 @@ class Localisation(LinearSegmentationProtocol):
 
     def run(self, extractor: FeatureExtractor, data: Path, out: Path) -> Scores:
         """Train, score and draw the plain masks; see `EvaluationProtocol`."""
-        train, val = self.open(data, self.train_split), self.open(data, self.val_split)
+        train, val = (
+            self.open(extractor, data, split)
+            for split in (self.train_split, self.val_split)
+        )
         classifier = self.learn(extractor, train)
         matrices, scores, pictures, stems = [], [], [], self.chosen(val)
         for images, masks, tokens in extracted(extractor, val):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densessl.datasets.channels import shown_as_rgb
 from densessl.visualization.pca import write_png
 
 _GAP_PX = 4
@@ -91,15 +92,16 @@ def save_masks(
         out: folder.
         stems: names of the chosen pictures, by index.
         first: index of the first picture of the batch.
-        images: ``(B, H, W, 3)`` uint8.
+        images: ``(B, H, W, C)``.
         truths: ``(B, H, W)`` classes, 255 ignored.
         preds: ``(B, H, W)`` classes, 255 for none.
         names: of the classes.
     """
     paths = []
     for index in sorted(set(range(first, first + len(images))) & set(stems)):
-        planes = (part[index - first].cpu() for part in (images, truths, preds))
-        image, truth, pred = (plane.to(torch.uint8).numpy() for plane in planes)
+        masks = (part[index - first].cpu() for part in (truths, preds))
+        truth, pred = (mask.to(torch.uint8).numpy() for mask in masks)
+        image = shown_as_rgb(images[index - first].cpu().numpy())
         sheet = mask_sheet(image, truth, pred, names)
         paths.append(save_picture(out / 'masks' / f'{stems[index]}.png', sheet))
     return paths

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from densessl.datasets import UnreadableImageError, read_image
-from densessl.datasets.unlabelled import ENDINGS
+from densessl.datasets import LoadChannels, UnreadableImageError, read_image
+from densessl.datasets.channels import resize_channels
 from densessl.errors import DenseSSLError
 
 from .features import Sample
@@ -38,25 +38,27 @@ class LabelledFolder:
         size: ``(H, W)`` of the samples in px.
         read: labels ``(H, W)`` of a file, at the size of the picture's file.
         title: what a pass over the samples is called where its progress is shown.
+        read_picture: picture ``(H, W, C)`` of a file, such as `FeatureExtractor.read`.
     """
 
     pairs: Sequence[tuple[Path, Path]]
     size: tuple[int, int]
     read: Callable[[Path], np.ndarray]
     title: str = 'pictures'
+    read_picture: Callable[[Path], np.ndarray] = read_image
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """``(H, W, 3)`` uint8 RGB and ``(H, W)`` labels.
+        """``(H, W, C)``, uint8 RGB unless told otherwise, and ``(H, W)`` labels.
 
         Raises:
             DenseSSLError: a file cannot be read, or the two differ in size.
         """
         picture, path = self.pairs[index]
         try:
-            image = read_image(picture)
+            image = self.read_picture(picture)
         except UnreadableImageError as error:
             raise DenseSSLError(f'{error}; replace the picture') from error
         labels = self.read(path)
@@ -69,7 +71,7 @@ class LabelledFolder:
         fewer = self.size[0] * self.size[1] < labels.size
         way = cv2.INTER_AREA if fewer else cv2.INTER_LINEAR
         return (
-            cv2.resize(image, self.size[::-1], interpolation=way),
+            resize_channels(image, self.size, way),
             resize_nearest(torch.from_numpy(labels)[None], self.size)[0].numpy(),
         )
 
@@ -138,7 +140,7 @@ def paired(
         DenseSSLError: a folder is missing or empty, or a file has no partner.
     """
     files = []
-    for folder, kinds in ((pictures, ENDINGS), (labels, endings)):
+    for folder, kinds in ((pictures, LoadChannels.endings), (labels, endings)):
         if not folder.is_dir():
             raise DenseSSLError(
                 f'{folder}: no such folder; data of a split are in {pictures} and '

@@ -60,8 +60,10 @@ class MaskProtocol:
             return [str(label) for label in range(self.classes)]
         return list(self.classes)
 
-    def open(self, data: Path, split: str) -> LabelledFolder:
-        """A split whose masks are all checked.
+    def open(
+        self, extractor: FeatureExtractor, data: Path, split: str
+    ) -> LabelledFolder:
+        """A split whose masks are all checked, its pictures as the backbone takes them.
 
         Raises:
             DenseSSLError: as `mask_pairs` and `check_masks`.
@@ -69,7 +71,8 @@ class MaskProtocol:
         read = partial(read_mask, num_classes=len(self.names), ignore=self.ignore)
         size = pair_of(self.size)
         title = f'features of {split}'
-        folder = LabelledFolder(mask_pairs(data, split), size, read, title)
+        pairs = mask_pairs(data, split)
+        folder = LabelledFolder(pairs, size, read, title, extractor.read)
         check_masks(folder, self.names, split)
         return folder
 
@@ -110,7 +113,10 @@ class LinearSegmentationProtocol(MaskProtocol):
 
     def run(self, extractor: FeatureExtractor, data: Path, out: Path) -> Scores:
         """Train, score and draw; see `EvaluationProtocol`."""
-        train, val = self.open(data, self.train_split), self.open(data, self.val_split)
+        train, val = (
+            self.open(extractor, data, split)
+            for split in (self.train_split, self.val_split)
+        )
         classifier = self.learn(extractor, train)
         confusion = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
         pictures, first, stems = [], 0, self.chosen(val)

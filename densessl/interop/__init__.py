@@ -1,5 +1,19 @@
 """Weights in and out."""
 
-from .backbone import load_backbone, load_strictly, read_backbone, save_backbone
+from .backbone import (
+    load_backbone,
+    load_strictly,
+    read_backbone,
+    read_weights,
+    save_backbone,
+    save_weights,
+)
 
-__all__ = ['load_backbone', 'load_strictly', 'read_backbone', 'save_backbone']
+__all__ = [
+    'load_backbone',
+    'load_strictly',
+    'read_backbone',
+    'read_weights',
+    'save_backbone',
+    'save_weights',
+]

@@ -1,4 +1,4 @@
-"""The teacher's backbone in one file: weights, config and normalisation."""
+"""Weights in one file, with config and normalisation: a backbone, or all of a model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
 
 BACKBONE_FILE = 'backbone.safetensors'
-_FORMAT = 'densessl-backbone'
+_BACKBONE, _WEIGHTS = 'densessl-backbone', 'densessl-weights'
+_TEACHER = 'teacher.backbone.'
 
 
 def save_backbone(
@@ -32,29 +32,71 @@ def save_backbone(
         path: file to write.
         backbone: the module.
         config: the config it was built from, plain values only.
-        mean: per channel in 0..255, for normalising inputs.
+        mean: per channel, for normalising inputs, in the pictures' units (0..255 for
+            8 bit, 0..65535 for 16).
         std: likewise.
         steps: training steps it has seen.
     """
+    _save(path, _BACKBONE, backbone.state_dict(), config, mean, std, steps=steps)
+
+
+def save_weights(
+    path: str | Path,
+    state: dict[str, Tensor],
+    config: dict,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    source: str,
+) -> None:
+    """Write weights to start a run from: the backbone, and what else there is.
+
+    Args:
+        path: file to write.
+        state: names as in the state dict of
+            :class:`densessl.models.SelfDistillation`; the teacher's backbone at least.
+        config: the config of the backbone, plain values only.
+        mean: per channel, for normalising inputs, in the pictures' units (0..255 for
+            8 bit, 0..65535 for 16).
+        std: likewise.
+        source: where they are from, in a line.
+    """
+    _save(path, _WEIGHTS, state, config, mean, std, source=source)
+
+
+def _save(path, kind: str, state, config, mean, std, **more) -> None:
     import densessl
 
     about = dict(
-        format=_FORMAT,
+        format=kind,
         version=densessl.__version__,
         config=json.dumps(dict(config)),
         mean=json.dumps(list(mean)),
         std=json.dumps(list(std)),
-        steps=str(steps),
+        **{key: str(value) for key, value in more.items()},
     )
-    state = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-    Path(path).write_bytes(save(state, metadata=about))
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        if tensor.data_ptr() in seen:  # one network for two: the format takes no ties
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        tensors[key] = tensor
+    Path(path).write_bytes(save(tensors, metadata=about))
 
 
-def read_backbone(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """State dict and description (``config``, ``mean``, ``std``, ``steps``) of a file.
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """State dict of an algorithm and description of a file of weights.
+
+    Of a ``backbone.safetensors`` the names are ``teacher.backbone.*`` alone.
+
+    Returns:
+        The tensors, and ``config``, ``mean``, ``std``, ``version``, and ``steps`` or
+        ``source``.
 
     Raises:
-        DenseSSLError: no such file, or not one that :func:`save_backbone` wrote.
+        DenseSSLError: no such file, or not one that densessl wrote.
     """
     try:
         with safe_open(path, 'pt') as file:
@@ -67,18 +109,34 @@ def read_backbone(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     except (SafetensorError, OSError) as error:
         raise DenseSSLError(
             f'{path}: not a safetensors file ({str(error)[:80]}); give the '
-            f'{BACKBONE_FILE} of a work dir'
+            f'{BACKBONE_FILE} of a work dir, or what tools/convert.py import wrote'
         ) from error
-    if about.get('format') != _FORMAT:
+    if about.get('format') not in (_BACKBONE, _WEIGHTS):
         raise DenseSSLError(
             f'{path}: a safetensors file that densessl did not write, so its '
-            f'architecture is unknown; give the {BACKBONE_FILE} of a work dir'
+            f'architecture is unknown; give the {BACKBONE_FILE} of a work dir, or make '
+            'one by tools/convert.py import'
         )
-    plain = {key: json.loads(about[key]) for key in ('config', 'mean', 'std')}
-    return state, dict(plain, steps=int(about['steps']), version=about['version'])
+    if about['format'] == _BACKBONE:
+        state = {f'{_TEACHER}{key}': value for key, value in state.items()}
+        about['steps'] = int(about['steps'])
+    for key in ('config', 'mean', 'std'):
+        about[key] = json.loads(about[key])
+    return state, about
 
 
-def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """State dict of the teacher's backbone alone; see `read_weights`."""
+    state, about = read_weights(path)
+    backbone = {
+        key.removeprefix(_TEACHER): value
+        for key, value in state.items()
+        if key.startswith(_TEACHER)
+    }
+    return backbone, about
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load a state dict; refuse it whole when a key or a shape differs.
 
     Raises:
@@ -107,10 +165,11 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], what: str) 
 
 
 def load_backbone(path: str | Path) -> nn.Module:
-    """The backbone of a ``backbone.safetensors``, in eval mode on the CPU.
+    """The backbone of a ``backbone.safetensors``, or of imported weights, on the CPU.
 
-    The module gives :class:`densessl.models.Tokens` for ``(B, C, H, W)`` images that
-    are normalised with its attributes ``mean`` and ``std`` (lists, in 0..255).
+    The module, in eval mode, gives :class:`densessl.models.Tokens` for ``(B, C, H, W)``
+    images that are normalised with its attributes ``mean`` and ``std`` (lists, in
+    0..255).
 
     Raises:
         DenseSSLError: the file is missing, is of another kind, or does not fit.
@@ -121,4 +180,5 @@ def load_backbone(path: str | Path) -> nn.Module:
     backbone = MODELS.build(about['config'])
     load_strictly(backbone, state, str(path))
     backbone.mean, backbone.std = about['mean'], about['std']
+    backbone.config, backbone.steps = about['config'], about.get('steps')
     return backbone.eval()

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Below 32 MiB glibc hands freed memory out again; more is fetched and zeroed anew.
-CPU_CHUNK_BYTES = 16 * 2**20
-GPU_CHUNK_BYTES = 256 * 2**20
+from .chunks import rows_at_once
 
 
 class LastLayer(Protocol):
@@ -142,21 +140,6 @@ class Pairs:
             yield slice(start[0], end[0]), slice(start[1], end[1])
 
 
-def rows_at_once(rows: Tensor, width: int, chunk_bytes: int | None = None) -> int:
-    """How many rows of ``width`` logits one tensor may hold, 1 or more.
-
-    Args:
-        rows: gives the device and the type of the logits.
-        width: of a row, ``K``.
-        chunk_bytes: bound on the tensor; None takes 16 MiB on CPU and 256 MiB
-            elsewhere.
-    """
-    if chunk_bytes is None:
-        on_cpu = rows.device.type == 'cpu'
-        chunk_bytes = CPU_CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES
-    return max(1, chunk_bytes // (width * rows.dtype.itemsize))
-
-
 def distillation_loss(
     student: Tensor,
     student_layer: LastLayer,
@@ -187,7 +170,7 @@ def distillation_loss(
         student_temp: temperature of the student, > 0.
         teacher_temp: temperature of the teacher, > 0.
         chunk_bytes: bound on one tensor of logits (the teacher's: at least those of one
-            image); see :func:`rows_at_once`.
+            image); see :func:`densessl.losses.chunks.rows_at_once`.
 
     Raises:
         ValueError: shapes disagree.

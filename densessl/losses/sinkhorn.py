@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .distillation import rows_at_once
+from .chunks import rows_at_once
 
 Layer = Callable[[Tensor], Tensor]
 """From ``(n, d)`` to logits ``(n, K)``."""
@@ -42,7 +42,7 @@ def sinkhorn_center(
         temp: temperature, > 0.
         rounds: of columns, then rows; 0 gives ``c = 0``.
         all_reduce: sums a tensor over ranks, in place; None for one process.
-        chunk_bytes: see :func:`densessl.losses.distillation.rows_at_once`.
+        chunk_bytes: see :func:`densessl.losses.chunks.rows_at_once`.
 
     Returns:
         ``(K,)``, float32 or wider.

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from torch import nn
 
-from densessl.datasets import read_image
+from densessl.datasets.channels import resize_channels, shown_as_rgb
 from densessl.errors import DenseSSLError
 from densessl.evaluation.features import FeatureExtractor
 from densessl.evaluation.loading import KINDS, load_extractor
@@ -70,15 +70,15 @@ def draw_attention(args: argparse.Namespace) -> None:
     point = _point(args.query)
     for number, image in enumerate(images):
         found = query_attention(extractor, image, point)
-        _write(args, number, attention_sheet(image, found, args.mass))
+        _write(args, number, attention_sheet(shown_as_rgb(image), found, args.mass))
 
 
 def draw_pca(args: argparse.Namespace) -> None:
     """One PNG of all pictures."""
     extractor, images = _load(args)
     tokens = extractor(np.stack(images))
-    path = Path(args.out) / 'pca.png'
-    write_sheet(path, pca_image(tokens.patches, tokens.grid, images, per_row=2))
+    path, shown = Path(args.out) / 'pca.png', list(map(shown_as_rgb, images))
+    write_sheet(path, pca_image(tokens.patches, tokens.grid, shown, per_row=2))
     print(path)
 
 
@@ -88,21 +88,22 @@ def draw_similarity(args: argparse.Namespace) -> None:
     tokens = extractor(np.stack(images))
     query = patch_at(_point(args.query) or (0.5, 0.5), tokens.grid)
     values = cosines(tokens.patches, query)
-    sheets = similarity_sheets(images, values, query, tokens.grid)
+    shown = list(map(shown_as_rgb, images))
+    sheets = similarity_sheets(shown, values, query, tokens.grid)
     for number, sheet in enumerate(sheets):
         _write(args, number, sheet)
 
 
 def _load(args: argparse.Namespace) -> tuple[FeatureExtractor, list[np.ndarray]]:
     """The backbone, and the pictures in the size that was asked for."""
-    images = [read_image(path) for path in args.images]
     extractor, _ = load_extractor(args.checkpoint)
+    images = [extractor.read(path) for path in args.images]
     height, width = _size(args.size, extractor.backbone)
     resized = []
     for image in images:
         fewer = height * width < image.shape[0] * image.shape[1]
         way = cv2.INTER_AREA if fewer else cv2.INTER_CUBIC
-        resized.append(cv2.resize(image, (width, height), interpolation=way))
+        resized.append(resize_channels(image, (height, width), way))
     return extractor, resized
 
 

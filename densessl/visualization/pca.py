@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densessl.datasets.channels import shown_as_rgb
 from densessl.errors import DenseSSLError
 from densessl.evaluation.features import FeatureExtractor
 
@@ -153,8 +154,9 @@ def save_pca(
         path: the PNG; its folder is made.
         extractor: the frozen backbone; or several by title, one column each, for
             instance ``{'untrained': ..., 'trained': ...}``, with one patch grid.
-        images: ``n`` pictures ``(H, W, 3)`` uint8 RGB of one size, multiples of the
-            patch.
+        images: ``n`` pictures ``(H, W, C)`` of one size, multiples of the patch, as the
+            extractor takes them; shown by
+            :func:`~densessl.datasets.channels.shown_as_rgb`.
         cell_px: longer side of a picture on the sheet.
         upsample: how patches are enlarged.
         per_row: pictures side by side before the next row.
@@ -162,7 +164,7 @@ def save_pca(
     Raises:
         DenseSSLError: as `pca_image` and `FeatureExtractor`.
     """
-    stack = _stack(images)
+    stack = _stack(images, wide=True)
     if isinstance(extractor, Mapping):
         features = {title: each(stack) for title, each in extractor.items()}
         grid = next(iter(features.values())).grid
@@ -173,7 +175,12 @@ def save_pca(
     write_png(
         path,
         pca_image(
-            tokens, grid, stack, cell_px=cell_px, upsample=upsample, per_row=per_row
+            tokens,
+            grid,
+            shown_as_rgb(stack),
+            cell_px=cell_px,
+            upsample=upsample,
+            per_row=per_row,
         ),
     )
 
@@ -186,10 +193,11 @@ def write_png(path: Path | str, image: np.ndarray) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _stack(images: Sequence[np.ndarray]) -> np.ndarray:
-    """``(n, H, W, 3)`` uint8, checked."""
+def _stack(images: Sequence[np.ndarray], wide: bool = False) -> np.ndarray:
+    """``(n, H, W, 3)`` uint8, checked; or ``(n, H, W, C)``, perhaps uint16."""
     found = sorted({(image.dtype.name, *image.shape) for image in images})
-    if len(found) != 1 or found[0][0] != 'uint8' or len(found[0]) != 4:
+    kinds = ('uint8', 'uint16') if wide else ('uint8',)
+    if len(found) != 1 or found[0][0] not in kinds or len(found[0]) != 4:
         raise DenseSSLError(
             f'PCA: pictures are {found}; give one or more uint8 (H, W, 3) of one size'
         )

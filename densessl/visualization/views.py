@@ -154,4 +154,10 @@ def write_sheet(path: Path, sheet: np.ndarray) -> None:
 def _extractor(cfg: Config, state: dict, path: Path, mean, std) -> FeatureExtractor:
     backbone = build_part(cfg.model.backbone, f'config {cfg.filename}')
     load_strictly(backbone, state, f'checkpoint {path}')
-    return FeatureExtractor(backbone, mean, std)
+    extractor = FeatureExtractor(backbone, mean, std)
+    if not extractor.takes_rgb:
+        raise DenseSSLError(
+            f'checkpoint {path}: views are drawn of RGB pictures of 8 bits, and it has '
+            f'{len(mean)} channels; draw it by attention, pca or similarity'
+        )
+    return extractor

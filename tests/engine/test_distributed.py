@@ -83,12 +83,22 @@ def assert_same_weights(ranks, grads, state):
         region_config('geometric', accumulate=2),
         region_config('similarity'),
         point_config(sampling='grid', content=True),
+        dict(freeze_backbone_epochs=1.5),  # steps 4 and 5 of 4 an epoch, not 6
+        dict(low_memory=True, accumulate=2),
     ],
-    ids=['selfpatch', 'selfpatch-parts', 'geometric-parts', 'similarity', 'points'],
+    ids=[
+        'selfpatch',
+        'selfpatch-parts',
+        'geometric-parts',
+        'similarity',
+        'points',
+        'frozen',
+        'low-memory-parts',
+    ],
 )
 def test_two_processes_equal_one(tmp_path, options):
     torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
-    model = build_model(**options | dict(accumulate=1))
+    model = build_model(**options | dict(accumulate=1, low_memory=False))
     logs, grads, state = run_steps(model, model, slice(None))
     ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
     (dense,) = set(model.heads) - {'view'}
@@ -100,15 +110,16 @@ def test_two_processes_equal_one(tmp_path, options):
     assert not state['heads.view.center'].eq(0).all()
 
 
-@pytest.mark.parametrize('late', ['selfpatch', 'view'])
-def test_a_head_that_rests_at_first_on_two_processes(tmp_path, late):
+@pytest.mark.parametrize(('late', 'frozen'), [('selfpatch', 1.5), ('view', 0)])
+def test_a_head_that_rests_at_first_on_two_processes(tmp_path, late, frozen):
     """Steps 4, 5 and 6 of 4 an epoch: it rests, rests, and has half its weight.
 
-    Without the view head nothing trains the neck's blocks, and DDP would wait.
+    Without the view head nothing trains the neck's blocks, and DDP would wait. Beside a
+    backbone that is frozen in the first two steps, and one that is not.
     """
     heads = model_config()['heads']
     heads[late]['loss_weight'] = dict(end=0.8, start_epoch=1.25, fade_epochs=0.5)
-    options = dict(heads=heads)
+    options = dict(heads=heads, freeze_backbone_epochs=frozen)
     torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
     model = build_model(**options)
     logs, grads, state = run_steps(model, model, slice(None))

@@ -1,15 +1,18 @@
 """Clipping, groups, precision, and the schedules as the optimiser sees them."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_model
+from conftest import build_model, model_config
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from densessl.engine.hooks import ScheduleHook
 from densessl.engine.optim import TwoGroupConstructor, clip_each_
 from densessl.errors import DenseSSLError
+from densessl.registry import MODELS
 from densessl.schedules import Progress, cosine
 
 
@@ -60,26 +63,132 @@ def test_only_weights_decay():
     assert 'backbone.patch_embed.proj.bias' in others_names
 
 
-def test_schedule_hook_sets_both_values_each_step():
-    model = nn.Linear(2, 2)
-    wrap = wrapper(model)
-    sampler = SimpleNamespace(global_batch_size=1024)
-    loop = SimpleNamespace(progress=None)
+def vit_table(decay):
+    """Factors of conftest's ViT of 2 blocks with a class token, prefix by prefix."""
+    table = dict.fromkeys(('cls_token', 'pos_embed', 'patch_embed.'), decay**3)
+    return table | {'blocks.0.': decay**2, 'blocks.1.': decay, 'norm.': decay}
+
+
+def swin_factor(backbone, name, decay):
+    """By MMPretrain's own count of layers; it sets the final norm after the blocks."""
+    layer, count = backbone.model.get_layer_depth(name, 'model.')
+    return decay ** (count - 1 - min(layer, count - 2))
+
+
+def timm_factors(backbone, decay):
+    """By timm's own grouping, with a classifier where we have projectors."""
+    model = copy.deepcopy(backbone.model)
+    model.reset_classifier(5)
+    groups = param_groups_layer_decay(model, layer_decay=decay)
+    scales = {id(p): group['lr_scale'] for group in groups for p in group['params']}
+    return {f'model.{name}': scales[id(p)] for name, p in model.named_parameters()}
+
+
+BACKBONES = dict(
+    vit=model_config()['backbone'] | dict(cls_token=True, final_norm=True),
+    swin=dict(
+        type='SwinTransformer',
+        arch=dict(embed_dims=16, depths=[1, 2, 1], num_heads=[1, 2, 4]),
+        img_size=64,
+        window_size=4,
+    ),
+    timm=dict(
+        type='TimmBackbone',
+        name='vit_small_patch14_dinov2',
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        img_size=56,
+    ),
+)
+
+
+@pytest.mark.parametrize('kind', BACKBONES)
+@pytest.mark.parametrize('decay', [0.5, 0.75])
+def test_lr_of_every_parameter_by_its_depth(kind, decay):
+    options = dict(backbone=BACKBONES[kind], neck=dict(type='AveragePoolNeck'))
+    model = build_model(**options)
+    optimizer = wrapper(SimpleNamespace(module=model), layer_decay=decay).optimizer
+    of_timm = timm_factors(model.backbone, decay) if kind == 'timm' else {}
+    lr, weight_decay = (
+        {id(p): group[key] for group in optimizer.param_groups for p in group['params']}
+        for key in ('lr', 'weight_decay')
+    )
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert set(lr) == {id(p) for p in trained.values()}
+    assert sum(len(g['params']) for g in optimizer.param_groups) == len(trained)
+    for name, parameter in trained.items():
+        inner = name.removeprefix('backbone.')
+        if name == inner:
+            factor = 1.0
+        elif kind == 'vit':
+            (factor,) = (f for p, f in vit_table(decay).items() if inner.startswith(p))
+        elif kind == 'swin':
+            factor = swin_factor(model.backbone, inner, decay)
+        else:
+            factor = of_timm[inner]
+        assert lr[id(parameter)] == pytest.approx(1e-3 * factor), name
+        flat = parameter.ndim == 1 or name.endswith('.bias')
+        assert weight_decay[id(parameter)] == (0 if flat else 0.04)
+    assert optimizer.param_groups[0]['lr'] == 1e-3  # the one that is logged
+
+
+def test_without_layer_decay_there_are_two_groups():
+    for options in ({}, dict(layer_decay=1)):
+        groups = wrapper(build_model(), **options).optimizer.param_groups
+        assert [group['lr'] for group in groups] == [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize('decay', [0, -0.5, 1.5])
+def test_layer_decay_out_of_range(decay):
+    with pytest.raises(DenseSSLError, match=r'above 0 and at most 1'):
+        wrapper(build_model(), layer_decay=decay)
+
+
+def test_a_backbone_without_blocks_has_no_depths():
+    backbone = MODELS.build(dict(type='TimmBackbone', name='resnet10t'))
+    with pytest.raises(DenseSSLError, match='ResNet has no parameters named'):
+        wrapper(SimpleNamespace(backbone=backbone), layer_decay=0.75)
+
+
+def schedule(wrap, hook):
+    """A runner of 1024 images a step for a hook, with what it logged."""
     logged = []
+    sampler = SimpleNamespace(global_batch_size=1024)
     runner = SimpleNamespace(
         optim_wrapper=wrap,
         train_dataloader=SimpleNamespace(batch_sampler=sampler),
-        train_loop=loop,
+        train_loop=SimpleNamespace(progress=None),
         world_size=8,
         logger=SimpleNamespace(info=logged.append),
     )
-    hook = ScheduleHook(warmup_epochs=1, min_lr=1e-6, end_weight_decay=0.4)
     hook.before_run(runner)
+    return runner, logged
+
+
+def test_schedule_keeps_the_share_of_each_group():
+    wrap = wrapper(build_model(), layer_decay=0.5)
+    hook = ScheduleHook(warmup_epochs=1, min_lr=1e-4)
+    runner, _ = schedule(wrap, hook)
+    for step in range(40):
+        runner.train_loop.progress = Progress(step, 40, 10)
+        hook.before_train_iter(runner, step)
+        rates = [group['lr'] for group in wrap.optimizer.param_groups]
+        shares = [share for share in (1, 0.5, 0.25, 0.125) for _ in range(2)]
+        assert rates == pytest.approx([rates[0] * share for share in shares])
+        assert step == 0 or rates[0] > 0
+
+
+def test_schedule_hook_sets_both_values_each_step():
+    model = nn.Linear(2, 2)
+    wrap = wrapper(model)
+    hook = ScheduleHook(warmup_epochs=1, min_lr=1e-6, end_weight_decay=0.4)
+    runner, logged = schedule(wrap, hook)
     assert '0.001 x 1024 / 256 images = 0.004' in logged[0]
     weights, flat = wrap.optimizer.param_groups
     seen = []
     for step in range(40):
-        loop.progress = Progress(step, 40, 10)
+        runner.train_loop.progress = Progress(step, 40, 10)
         hook.before_train_iter(runner, step)
         seen.append(weights['lr'])
         assert flat['lr'] == weights['lr'] and flat['weight_decay'] == 0

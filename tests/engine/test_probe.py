@@ -18,8 +18,9 @@ from mmengine.config import Config
 
 from densessl.datasets import DemoScenes
 from densessl.engine.hooks import ProbeHook
-from densessl.engine.hooks import probe as module
+from densessl.engine.hooks.report import spread
 from densessl.engine.launch import main
+from densessl.errors import DenseSSLError
 from densessl.evaluation import FeatureExtractor, linear_segmentation
 from densessl.interop import load_backbone
 
@@ -218,9 +219,9 @@ def test_folders_are_read_and_told_apart(tmp_path, labelled):
 
 
 def test_spread():
-    assert module.spread(5, 9) == [0, 1, 2, 3, 4]
-    assert module.spread(101, 3) == [0, 50, 100]
-    assert module.spread(3, 1) == [0]
+    assert spread(5, 9) == [0, 1, 2, 3, 4]
+    assert spread(101, 3) == [0, 50, 100]
+    assert spread(3, 1) == [0]
 
 
 def test_a_worse_score_does_not_replace_the_best_and_resume_knows_it(tmp_path):
@@ -298,6 +299,82 @@ def test_without_data_nothing_happens(tmp_path):
     assert not hook.wanted and not messages and not list(tmp_path.iterdir())
 
 
+# The guard
+
+
+def guarded(work_dir, monkeypatch, scores, **options):
+    """A hook whose start, and then each epoch, has a planted score."""
+    planted = iter(scores)
+    monkeypatch.setattr(
+        ProbeHook, '_score', lambda *_, **__: dict(miou=next(planted), knn=0.1)
+    )
+    options = dict(segmentation='demo', guard='warn', **SMALL) | options
+    hook, runner, messages = hook_of(work_dir, **options)
+    for epoch in range(len(scores) - 1):
+        runner.epoch, runner.iter = epoch, 4 * (epoch + 1)
+        hook.before_train_epoch(runner)
+        hook.after_train_epoch(runner)
+    return [words for level, words in messages if level == logging.WARNING]
+
+
+def test_a_fall_is_warned_of_once_and_the_start_is_kept(tmp_path, monkeypatch):
+    scores = [0.5, 0.495, 0.45, 0.3, 0.51, 0.4]
+    (warning,) = guarded(tmp_path, monkeypatch, scores[:4])
+    assert '45.0% from 50.0%' in warning and 'margin of 1.0%' in warning
+    for remedy in ('lr', 'layer_decay', 'freeze_backbone_epochs', 'best_dense'):
+        assert remedy in warning
+    about = json.loads((tmp_path / 'best_dense.json').read_text())
+    assert (about['steps'], about['score'], about['start']) == (0, 0.5, 0.5)
+    assert len(guarded(tmp_path, monkeypatch, scores)) == 1
+    about = json.loads((tmp_path / 'best_dense.json').read_text())
+    assert (about['steps'], about['score'], about['start']) == (16, 0.51, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('scores', 'margin'), [([0.5, 0.6, 0.5], 0.0), ([0.5, 0.42, 0.41], 0.1)]
+)
+def test_no_fall_no_words(tmp_path, monkeypatch, scores, margin):
+    assert not guarded(tmp_path, monkeypatch, scores, margin=margin, guard='stop')
+
+
+def test_a_fall_stops_the_run_where_that_is_asked_for(tmp_path, monkeypatch):
+    with pytest.raises(DenseSSLError, match=r'fell to 48\.0% from 50\.0%'):
+        guarded(tmp_path, monkeypatch, [0.5, 0.495, 0.48], guard='stop')
+
+
+def test_a_resumed_run_knows_its_start(tmp_path, monkeypatch):
+    guarded(tmp_path, monkeypatch, [0.5, 0.6])
+    options = dict(segmentation='demo', guard='stop', **SMALL)
+    for folder, start in ((tmp_path, 0.5), (tmp_path / 'other', None)):
+        _, runner, messages = hook_of(tmp_path / 'none')
+        runner.work_dir, runner.iter, runner.epoch = str(folder), 4, 1
+        hook = ProbeHook(**options)
+        hook.before_train(runner)
+        assert hook.start == start
+        assert bool(messages) == (start is None)
+    assert 'no guard' in messages[0][1]
+
+
+def test_a_run_that_ruins_its_weights_is_stopped(
+    small_config, tmp_path, labelled, capfd
+):
+    """Bright and dark, which any features tell, unless a huge lr has ruined them."""
+    probe = dict(segmentation=labelled / 'masks', guard='stop', margin=0.0) | SMALL
+    given = [f'default_hooks.probe.{key}={value}' for key, value in probe.items()]
+    given += ['train_dataloader.num_workers=0', 'model.teacher_momentum=0.5']
+    command = [str(small_config), '--work-dir', str(tmp_path / 'w'), '--cfg-options']
+    still = 'optim_wrapper.optimizer.lr=0'
+    assert main([*command, *given, still]) == 0  # bit-equal features, equal scores
+    command[2] = str(tmp_path / 'ruined')
+    assert main([*command, *given, 'optim_wrapper.optimizer.lr=2400']) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith('error: the score fell to')
+    about = json.loads((tmp_path / 'ruined/best_dense.json').read_text())
+    assert about['score'] >= about['start'] > 0
+    still = json.loads((tmp_path / 'w/best_dense.json').read_text())
+    assert still['start'] == still['score'] == about['start'] and not still['steps']
+
+
 # Several processes, and mistakes
 
 
@@ -332,6 +409,8 @@ def test_first_of_two_processes_probes_and_the_other_waits(small_config, tmp_pat
         (dict(segmentation='demo', size=36), ['size=36', 'patch, 8 px', 'size=32']),
         (dict(segmentation='demo', interval=0), ['interval=0', '1 or more']),
         (dict(segmentation='demo', max_share=0), ['max_share=0', '0.05']),
+        (dict(segmentation='demo', guard='maybe'), ["guard='maybe'", "'warn'"]),
+        (dict(segmentation='demo', margin=-1), ['margin=-1', '0.01']),
         (dict(segmentatio='demo'), ['segmentatio', 'unexpected keyword']),
     ],
 )

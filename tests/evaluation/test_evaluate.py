@@ -20,11 +20,12 @@ from test_image_protocols import make_tree
 from densessl.engine.checkpoint import save_run
 from densessl.errors import DenseSSLError
 from densessl.evaluation import FeatureExtractor, fewshot
-from densessl.evaluation.loading import hash_weights, load_extractor
+from densessl.evaluation.loading import load_extractor
 from densessl.evaluation.main import main, table
 from densessl.evaluation.progress import progress
 from densessl.evaluation.protocol import Scores
 from densessl.interop import save_backbone
+from densessl.interop.fingerprint import fingerprint
 from densessl.models.features import Tokens
 from densessl.registry import EVALUATORS, MODELS
 
@@ -107,16 +108,16 @@ def test_teacher_student_and_file_are_what_the_run_holds(home):
         digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
         assert about['sha256'] == digest
         assert about['role'] == ('student' if student else 'teacher')
-        assert about['weights_sha256'] == hash_weights(extractor.backbone.state_dict())
+        assert about['weights_sha256'] == fingerprint(extractor.backbone.state_dict())
         assert extractor.settings['mean'] == pytest.approx([123.675, 116.28, 103.53])
 
 
 def test_hash_of_weights_sees_values_and_names():
     state = dict(a=torch.zeros(3), b=torch.ones(2, dtype=torch.int64))
     same = dict(reversed(state.items()))
-    assert hash_weights(state) == hash_weights(same)
+    assert fingerprint(state) == fingerprint(same)
     others = dict(state, a=torch.tensor([0, 0, 1e-9])), dict(state, c=torch.zeros(0))
-    assert len({hash_weights(each) for each in (state, *others)}) == 3
+    assert len({fingerprint(each) for each in (state, *others)}) == 3
 
 
 def test_timm_weights_of_a_file(tmp_path):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from densessl.datasets.image_io import JpegImage
-from densessl.datasets.transforms.photometric import augment
+from densessl.datasets.transforms.photometric import augment, to_levels, with_channels
 from densessl.errors import DenseSSLError
 from densessl.geometry import ViewGeometry
 from densessl.registry import TRANSFORMS
@@ -41,7 +41,8 @@ class ViewRecipe:
         blur: probability of a Gaussian blur.
         blur_sigma: bounds of its standard deviation in px of the output.
         solarize: probability of inverting the bright levels.
-        solarize_threshold: the lowest level that is inverted, 0 to 256.
+        solarize_threshold: the lowest level that is inverted, 0 to 256; times 256 for
+            samples of 16 bits.
 
     Raises:
         DenseSSLError: a value is out of range.
@@ -149,9 +150,9 @@ class MultiCrop:
     still has at least its output's resolution; crop boxes then lie on multiples of
     that step, and stay in px of the full-size source.
 
-    Needs ``results['img']`` (RGB uint8 ``(H, W, 3)``, or a ``JpegImage``) and
+    Needs ``results['img']`` (``(H, W, C)`` uint8 or uint16, or a ``JpegImage``) and
     ``results['rng']`` (a ``numpy.random.Generator``). Writes ``results['inputs']``,
-    ``{role: uint8 tensor (v, 3, H, W)}``, and ``results['geometry']``, a
+    ``{role: tensor (v, C, H, W)}`` of that type, and ``results['geometry']``, a
     :class:`~densessl.geometry.ViewGeometry` with leading shape ``(V,)``; both follow
     the recipes' order. A subclass with rules for crops overrides :meth:`draw_boxes`.
 
@@ -235,8 +236,10 @@ class MultiCrop:
             boxes, results['shrunk'] = self._keep_overlap(boxes, *source, rng)
         flips = rng.random(self.num_views) < [view.flip for view in self.views]
         image, boxes, step = self._decode(image, boxes)
+        channels = image.shape[2]
+        dtype = torch.uint8 if image.itemsize == 1 else torch.uint16
         inputs = {
-            role: torch.empty(count, 3, *self._sizes[role], dtype=torch.uint8)
+            role: torch.empty(count, channels, *self._sizes[role], dtype=dtype)
             for role, count in self.roles.items()
         }
         planes = [view for stack in inputs.values() for view in stack.numpy()]
@@ -245,7 +248,7 @@ class MultiCrop:
         ):
             view = resize_crop(image, box, recipe.size)
             if flip:
-                view = cv2.flip(view, 1)
+                view = with_channels(cv2.flip(view, 1))
             cv2.split(augment(view, recipe, rng), list(out))
         results['inputs'] = inputs
         results['geometry'] = ViewGeometry.from_lists(
@@ -425,12 +428,13 @@ def resize_crop(
     """Cut ``box`` out and resample it once, bicubic and antialiased, as Pillow does.
 
     Args:
-        image: RGB uint8 ``(H, W, 3)``.
+        image: ``(H, W, C)`` uint8 or uint16.
         box: ``(x, y, width, height)`` in px, inside the picture.
         size: output ``(H, W)`` in px.
 
     Returns:
-        RGB uint8 array of that size, contiguous, within 2 levels of Pillow's result.
+        Array of that size and of the type given, contiguous: of uint8 within 2 levels
+        of Pillow's result, of uint16 within 1 level of the exact one.
     """
     x, y, w, h = box
     crop = image[y : y + h, x : x + w]
@@ -438,6 +442,8 @@ def resize_crop(
         return np.ascontiguousarray(crop)
     # Channels-last strides reach torch's fast uint8 kernel and leave without a copy.
     # OpenCV's bicubic filter does not antialias, and its area filter is slower.
-    channels_last = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
+    levels = crop if crop.itemsize == 1 else crop.astype(np.float32)
+    channels_last = torch.from_numpy(levels)[None].permute(0, 3, 1, 2)
     resized = F.interpolate(channels_last, size=size, mode='bicubic', antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    resized = resized[0].permute(1, 2, 0).contiguous().numpy()
+    return resized if levels is crop else to_levels(resized, crop.dtype)

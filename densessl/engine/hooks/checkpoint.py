@@ -15,8 +15,8 @@ from densessl.engine.checkpoint import (
     save_run,
 )
 from densessl.engine.distributed import unwrap
+from densessl.engine.start import start_from
 from densessl.errors import DenseSSLError
-from densessl.interop.backbone import load_strictly, read_backbone
 from densessl.registry import HOOKS
 
 
@@ -66,8 +66,11 @@ class ResumeHook(Hook):
 
     Args:
         resume: a checkpoint of this run; ``'newest'`` finds it in the work dir.
-        init_from: a ``backbone.safetensors`` whose weights start a new run.
+        init_from: weights that start a new run: a ``backbone.safetensors``, or what
+            ``tools/convert.py import`` wrote.
         add_heads: let ``resume`` take a checkpoint that lacks some of the heads.
+        inflate_channels: let ``init_from`` take weights of another number of channels,
+            see :func:`densessl.interop.channels.inflate_channels`.
     """
 
     priority = 'VERY_HIGH'
@@ -77,6 +80,7 @@ class ResumeHook(Hook):
         resume: str | None = None,
         init_from: str | None = None,
         add_heads: bool = False,
+        inflate_channels: bool = False,
     ) -> None:
         if resume and init_from:
             raise DenseSSLError(
@@ -90,7 +94,12 @@ class ResumeHook(Hook):
             )
         self.resume = resume
         self.add_heads = add_heads
-        self.init_from = init_from
+        if inflate_channels and not init_from:
+            raise DenseSSLError(
+                '--inflate-channels spreads weights over other channels; name the '
+                'weights by --init-from FILE'
+            )
+        self.init_from, self.inflate_channels = init_from, inflate_channels
 
     def before_train(self, runner) -> None:
         """Load what was asked for."""
@@ -103,14 +112,7 @@ class ResumeHook(Hook):
             restore_run(runner, state, path, self.add_heads)
             runner.logger.info(f'resumed {path} after step {runner.iter}')
         elif self.init_from:
-            if self.init_from.endswith('.pth'):
-                raise DenseSSLError(
-                    f'--init-from: {self.init_from} is a checkpoint of a run, not '
-                    'weights; give the backbone.safetensors beside it, or go on with '
-                    'the run by --resume'
-                )
-            state, _ = read_backbone(self.init_from)
-            model = unwrap(runner.model)
-            for backbone in (model.backbone, model.teacher.backbone):
-                load_strictly(backbone, state, f'--init-from: {self.init_from}')
-            runner.logger.info(f'backbone of student and teacher: {self.init_from}')
+            for line in start_from(
+                unwrap(runner.model), self.init_from, inflate=self.inflate_channels
+            ):
+                runner.logger.info(line)

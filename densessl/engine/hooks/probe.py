@@ -6,33 +6,20 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from torch import Tensor
 
-from densessl.datasets import DemoScenes
 from densessl.engine.checkpoint import write_atomically
 from densessl.engine.distributed import unwrap
 from densessl.errors import DenseSSLError
-from densessl.evaluation import FeatureExtractor, linear_segmentation
-from densessl.evaluation.features import Sample
-from densessl.evaluation.knn import knn_classify
-from densessl.evaluation.labelled import CentreCrops, read_split
-from densessl.evaluation.segmentation_folder import (
-    IGNORED,
-    LabelledFolder,
-    mask_pairs,
-    read_mask,
-)
+from densessl.evaluation import FeatureExtractor
 from densessl.interop.backbone import save_backbone
 from densessl.registry import HOOKS
 
-from .report import FEW_PICTURES, labelled_scenes, spread
+from .probe_pictures import miou, read_classified, read_masked, top1
 
 BEST_FILE = 'best_dense.safetensors'
 BEST_ABOUT = 'best_dense.json'
@@ -48,9 +35,14 @@ class ProbeHook(Hook):
     ``best_dense.safetensors``, with what it scored in ``best_dense.json``. Without
     labelled data the hook does nothing.
 
+    With ``guard`` it scores the weights that the run begins from too, before the first
+    step. They are the first to be kept, and a later score below theirs by more than
+    ``margin`` is warned of, once, or stops the run.
+
     The probes, with the reading of their pictures, take at most ``max_share`` of the
     training time. The cost of the first is foretold from a tenth of the pictures. A
-    probe that would take more waits, and the interval grows.
+    probe that would take more waits, and the interval grows. The guard's look at the
+    start comes on top.
 
     The training is what it would be without: no generator moves, and only the first
     process probes while the others wait for its next step.
@@ -66,9 +58,12 @@ class ProbeHook(Hook):
         val_pictures: most pictures to score on.
         ignore: labels of pixels that do not count, beside 255.
         k: neighbours.
+        guard: what a fall of the score does, ``'warn'`` or ``'stop'``; None for no look
+            at the start.
+        margin: fall of the score, a share such as 0.01, that is borne.
 
     Raises:
-        DenseSSLError: a number is out of range.
+        DenseSSLError: an option is out of range; with ``'stop'``, the score fell.
     """
 
     priority = 'LOWEST'  # after the checkpoint
@@ -85,6 +80,8 @@ class ProbeHook(Hook):
         val_pictures: int = 100,
         ignore: Sequence[int] = (),
         k: int = 10,
+        guard: Literal['warn', 'stop'] | None = None,
+        margin: float = 0.01,
     ) -> None:
         counts = dict(
             interval=interval,
@@ -101,8 +98,15 @@ class ProbeHook(Hook):
                 f'ProbeHook: max_share={max_share}; give a share of the training time '
                 'above 0, such as 0.05'
             )
+        if guard not in (None, 'warn', 'stop') or not 0 <= margin < 1:
+            raise DenseSSLError(
+                f"ProbeHook: guard={guard!r} with margin={margin}; choose 'warn', "
+                "'stop' or None, and a share of the score from 0, such as 0.01"
+            )
         self.segmentation = segmentation
         self.knn = knn
+        self.guard = guard
+        self.margin = margin
         self.interval = interval
         self.max_share = max_share
         self.settings = dict(
@@ -115,13 +119,15 @@ class ProbeHook(Hook):
             k=k,
         )
         self.best = -math.inf
+        self.start: float | None = None
+        """The score before the first step, where there is a guard."""
         self.trained = 0.0
         """Seconds of training since the start or the resume."""
         self.spent = 0.0
         """Seconds of probes, with reading and trial."""
         self.cost: float | None = None
         """Seconds that a probe takes."""
-        self._told = False
+        self._told = self._warned = False
 
     @property
     def wanted(self) -> bool:
@@ -143,17 +149,24 @@ class ProbeHook(Hook):
             )
         self.data = {}
         if self.segmentation:
-            self.data['miou'] = _masked(**self.settings)
+            self.data['miou'] = read_masked(**self.settings)
         if self.knn:
-            self.data['knn'] = _classified(**self.settings)
+            self.data['knn'] = read_classified(**self.settings)
         about = Path(runner.work_dir) / BEST_ABOUT
         if runner.iter and about.is_file():
             found = json.loads(about.read_text())
             if found['settings'] == self.settings:
-                self.best = found['score']
+                self.best, self.start = found['score'], found.get('start')
         self._next = (runner.epoch // self.interval + 1) * self.interval
         self._first = runner.epoch
         self.spent += self._clock() - start
+        if self.guard and not runner.iter:
+            self._probe(runner, 'before the first step')
+        elif self.guard and self.start is None:
+            runner.logger.warning(
+                f'no guard: {about} has no score of the start, which is taken when a '
+                'run begins; start anew with default_hooks.probe.guard set'
+            )
 
     def before_train_epoch(self, runner) -> None:
         """Take the time."""
@@ -167,34 +180,56 @@ class ProbeHook(Hook):
         last = done == runner.max_epochs
         if not self.wanted or not (last or done >= self._next):
             return
-        start = self._clock()
-        model = unwrap(runner.model)
-        extractor = FeatureExtractor(
-            model.teacher.backbone, **model.data_preprocessor.normalization
-        )
         if self.cost is None:
-            self._score(extractor, trial=True)
+            start = self._clock()
+            self._score(_extractor(runner), trial=True)
             took = self._clock() - start
             self.spent += took
             self.cost = _TRIAL * took
-            start = self._clock()
         if self.spent + self.cost > self.max_share * self.trained:
             self._wait(runner, done, last)
             return
-        values = self._score(extractor)
-        self._keep(runner, model, values)
-        self.cost = self._clock() - start
-        self.spent += self.cost
+        score = self._probe(runner, f'after epoch {done}')
         self._next = done + self.interval
-        share = self.spent / self.trained
-        words = ', '.join(f'{name} {value:.1%}' for name, value in values.items())
-        runner.logger.info(
-            f'probe after epoch {done}: {words} ({self.cost:.1f} s; '
-            f'{share:.1%} of the training time so far)'
-        )
+        if self.start is not None and self.start - score > self.margin:
+            self._alarm(runner, score)
+
+    def _probe(self, runner, when: str) -> float:
+        """Score, keep the best, log; the score that ranks."""
+        start = self._clock()
+        values = self._score(_extractor(runner))
+        score = next(iter(values.values()))
+        if not runner.iter:
+            self.start = score
+        self._keep(runner, unwrap(runner.model), values)
+        self.cost = self._clock() - start
         logged = {f'probe/{name}': value for name, value in values.items()}
-        logged |= {'probe/seconds': self.cost, 'probe/time_share': share}
+        logged['probe/seconds'] = self.cost
+        words = ', '.join(f'{name} {value:.1%}' for name, value in values.items())
+        words = f'probe {when}: {words} ({self.cost:.1f} s'
+        if self.trained:
+            self.spent += self.cost
+            share = self.spent / self.trained
+            logged['probe/time_share'] = share
+            words += f'; {share:.1%} of the training time so far'
+        runner.logger.info(f'{words})')
         runner.visualizer.add_scalars(logged, step=runner.iter)
+        return score
+
+    def _alarm(self, runner, score: float) -> None:
+        """The training harms what it began from: say so once, or stop."""
+        words = (
+            f'the score fell to {score:.1%} from {self.start:.1%} before the first '
+            f'step, by more than the margin of {self.margin:.1%}: lower '
+            'optim_wrapper.optimizer.lr or optim_wrapper.layer_decay, or raise '
+            'model.freeze_backbone_epochs or model.teacher_momentum; the best backbone '
+            f'so far is {Path(runner.work_dir) / BEST_FILE}'
+        )
+        if self.guard == 'stop':
+            raise DenseSSLError(words)
+        if not self._warned:
+            runner.logger.warning(words)
+        self._warned = True
 
     def _score(self, extractor: FeatureExtractor, trial: bool = False) -> dict:
         """Scores by name; a trial takes a tenth of the pictures, and any label."""
@@ -205,7 +240,7 @@ class ProbeHook(Hook):
                     [(image, label * 0) for image, label in part[::_TRIAL]]
                     for part in (train, val)
                 )
-            protocol = _miou if name == 'miou' else _top1
+            protocol = miou if name == 'miou' else top1
             scores[name] = protocol(extractor, train, val, classes, self.settings['k'])
         return scores
 
@@ -247,6 +282,7 @@ class ProbeHook(Hook):
         about = dict(
             metric=f'probe/{metric}',
             score=self.best,
+            start=self.start,
             steps=runner.iter,
             scores=values,
             settings=self.settings,
@@ -260,72 +296,9 @@ class ProbeHook(Hook):
         return time.perf_counter()
 
 
-Labelled = tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], int]
-"""Training and validation pictures with their labels, and the number of classes."""
-
-
-def _masked(
-    segmentation: str,
-    size: int,
-    train_pictures: int,
-    val_pictures: int,
-    ignore: Sequence[int],
-    **_: Any,
-) -> Labelled:
-    """Pictures with masks, from a folder or drawn."""
-    if segmentation == 'demo':  # other scenes than those of ReportHook
-        parts = [
-            list(labelled_scenes(DemoScenes(train_pictures, size, 1_000_003))),
-            list(labelled_scenes(DemoScenes(val_pictures, size, 1_000_004))),
-        ]
-        return *parts, len(DemoScenes.CLASSES)
-    parts, read = [], partial(read_mask, num_classes=IGNORED, ignore=ignore)
-    for split, most in (('train', train_pictures), ('val', val_pictures)):
-        pairs = mask_pairs(Path(segmentation), split)
-        pairs = [pairs[i] for i in spread(len(pairs), most)]
-        folder = LabelledFolder(pairs, (size, size), read)
-        parts.append([folder[i] for i in range(len(pairs))])
-    labels = [label[label != IGNORED] for part in parts for _, label in part]
-    greatest = max((int(label.max()) for label in labels if label.size), default=0)
-    return *parts, greatest + 1
-
-
-def _classified(
-    knn: str, size: int, train_pictures: int, val_pictures: int, **_: Any
-) -> Labelled:
-    """Pictures with classes, from class folders."""
-    train = read_split(Path(knn), 'train')
-    val = read_split(Path(knn), 'val', train.classes)
-    parts = []
-    for split, most in ((train, train_pictures), (val, val_pictures)):
-        crops = CentreCrops(split.paths, size, size)
-        chosen = spread(len(crops), most)
-        parts.append([(crops[i], split.labels[i]) for i in chosen])
-    return *parts, len(train.classes)
-
-
-def _miou(
-    extractor: FeatureExtractor,
-    train: list[Sample],
-    val: list[Sample],
-    classes: int,
-    _: int,
-) -> float:
-    """As in the report at the end."""
-    return linear_segmentation(extractor, train, val, classes, **FEW_PICTURES).miou
-
-
-def _top1(
-    extractor: FeatureExtractor,
-    train: list[tuple[Tensor, Tensor]],
-    val: list[tuple[Tensor, Tensor]],
-    _: int,
-    k: int,
-) -> float:
-    bank, queries = (
-        extractor.pooled(torch.stack([image for image, _ in part])).cpu()
-        for part in (train, val)
+def _extractor(runner) -> FeatureExtractor:
+    """Features of the teacher."""
+    model = unwrap(runner.model)
+    return FeatureExtractor(
+        model.teacher.backbone, **model.data_preprocessor.normalization
     )
-    labels, truth = (torch.stack([y for _, y in part]) for part in (train, val))
-    found = knn_classify(queries, bank, labels, [min(k, len(bank))])
-    return (found[0] == truth).double().mean().item()

@@ -14,7 +14,8 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from torch import nn
 
-from densessl.datasets import DemoScenes, UnreadableImageError, read_image
+from densessl.datasets import DemoScenes, UnreadableImageError
+from densessl.datasets.channels import resize_channels
 from densessl.engine.distributed import unwrap
 from densessl.evaluation import FeatureExtractor, linear_segmentation
 from densessl.evaluation.features import Sample
@@ -41,7 +42,8 @@ class ReportHook(Hook):
     the work dir. With ``probe``, also trains a linear segmentation of built-in,
     labelled demo scenes on the frozen features of both (see
     :func:`densessl.evaluation.linear_segmentation`), prints the two mIoU and writes
-    them with all settings to ``report.json``.
+    them with all settings to ``report.json``; not for networks of other pictures than
+    RGB of 8 bits, which the scenes are.
 
     Args:
         probe: whether to score.
@@ -87,6 +89,12 @@ class ReportHook(Hook):
         runner.logger.info(f'wrote {folder / "curve.png"}, {folder / "features.png"}')
         if not self.probe:
             return
+        if not extractors['trained'].takes_rgb:
+            runner.logger.info(
+                'no score on demo scenes: they are RGB of 8 bits, and the network has '
+                'other pictures'
+            )
+            return
         scores = {
             name: self._score(extractor) for name, extractor in extractors.items()
         }
@@ -118,21 +126,21 @@ class ReportHook(Hook):
         )
 
     def _pictures(self, dataset) -> list[np.ndarray]:
-        """Evenly spaced pictures of the training data, square, ``(H, W, 3)``."""
+        """Evenly spaced pictures of the training data, square, ``(H, W, C)``."""
         indices = spread(len(dataset), self.pictures)
         if isinstance(dataset, DemoScenes):
             return [DemoScenes(seed=0, size=self.size).scene(i).image for i in indices]
         pictures = []
         for i in indices:
             try:
-                image = read_image(dataset.path(i))
+                image = dataset.picture(i)
             except UnreadableImageError:
                 continue
             side = min(image.shape[:2])
             top, left = ((n - side) // 2 for n in image.shape[:2])
             square = image[top : top + side, left : left + side]
             pictures.append(
-                cv2.resize(square, (self.size, self.size), interpolation=cv2.INTER_AREA)
+                resize_channels(square, (self.size, self.size), cv2.INTER_AREA)
             )
         return pictures
 

@@ -1,5 +1,6 @@
 """Algorithms: how branches, heads and the optimiser make a step."""
 
-from .self_distillation import NonFiniteLossError, SelfDistillation
+from .checks import NonFiniteLossError
+from .self_distillation import SelfDistillation
 
 __all__ = ['NonFiniteLossError', 'SelfDistillation']

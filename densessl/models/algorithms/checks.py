@@ -1,4 +1,4 @@
-"""Parts that do not go together: each combination ends in one line."""
+"""What cannot be trained, or did not go well: each ends in one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from densessl.geometry import ViewGeometry
 from densessl.models.backbones.vision_transformer import VisionTransformer
 from densessl.models.heads.base import Head
 from densessl.models.patch_drop import PatchDrop
+from densessl.schedules import Progress
 
 Heads = Mapping[str, Head]
+
+
+class NonFiniteLossError(DenseSSLError):
+    """A loss term is NaN or infinite; raised before any weight has changed."""
 
 
 def check_weights(heads: Heads) -> None:
@@ -23,6 +28,17 @@ def check_weights(heads: Heads) -> None:
         raise DenseSSLError(
             f'SelfDistillation: the loss_weight of {", ".join(heads)} is 0 in step 0, '
             'so nothing would be trained; let one of them begin with its full weight'
+        )
+
+
+def check_frozen(freeze_epochs: float, progress: Progress) -> None:
+    """The backbone is trained before the run ends."""
+    epochs = progress.total_steps / progress.steps_per_epoch
+    if not 0 <= freeze_epochs < epochs:
+        raise DenseSSLError(
+            f'SelfDistillation: freeze_backbone_epochs={freeze_epochs:g} of a run of '
+            f'{epochs:g} epochs; give 0 or more, and less than the run has, or the '
+            'backbone would never be trained'
         )
 
 
@@ -115,3 +131,20 @@ def check_views(
                 'and the batch does not say; use a transform that tracks it '
                 '(MultiCrop), or leave the head out'
             )
+
+
+def check_finite(terms: Mapping[str, Tensor]) -> None:
+    """No loss is NaN or infinite.
+
+    Args:
+        terms: scalars by name; ``'loss'`` is their total.
+    """
+    if terms['loss'].isfinite():
+        return
+    bad = [
+        key for key, value in terms.items() if key != 'loss' and not value.isfinite()
+    ]
+    raise NonFiniteLossError(
+        f'the loss is not finite: the first such term is {(bad or ["loss"])[0]}; lower '
+        'the learning rate, lengthen its warm-up, or train with precision=bf16 or fp32'
+    )

@@ -19,12 +19,9 @@ from densessl.models.patch_drop import PatchDrop
 from densessl.registry import MODELS, TASK_UTILS
 from densessl.schedules import Progress, cosine
 
-from .checks import check_drop, check_neck, check_points, check_views, check_weights
+from . import checks
 from .encoding import Branch, encode_views, view_places
-
-
-class NonFiniteLossError(DenseSSLError):
-    """A loss term is NaN or infinite; raised before any weight has changed."""
+from .low_memory import recomputed
 
 
 @MODELS.register_module()
@@ -47,6 +44,9 @@ class SelfDistillation(BaseModel):
             ``loss_<name>``. A head that is None or not ``enabled`` is left out.
         teacher_momentum: share of the old teacher that stays in step 0, as the papers
             count it (0.996); MMEngine's EMA momentum is 1 minus this.
+        freeze_backbone_epochs: epochs in which the backbone's weights stay as they
+            are, on both sides, while neck, projectors and heads learn: for heads that
+            start anew on a trained backbone.
         average_losses: divide the weighted sum of the heads' losses by the sum of their
             current weights, as EsViT and GLSD do, so that one head more or less does
             not change the scale.
@@ -59,6 +59,8 @@ class SelfDistillation(BaseModel):
             student does without; None for none.
         no_positions: roles whose views the student sees without position embeddings;
             where these are all, the embeddings stay as they were drawn.
+        low_memory: whether the student's activations are computed twice instead of
+            kept, see :func:`densessl.models.algorithms.low_memory.recompute`.
         data_preprocessor: config of the preprocessor.
     """
 
@@ -69,10 +71,12 @@ class SelfDistillation(BaseModel):
         heads: dict[str, dict | None],
         *,
         teacher_momentum: float = 0.996,
+        freeze_backbone_epochs: float = 0,
         average_losses: bool = False,
         accumulate: int = 1,
         drop: dict[str, dict | None] | None = None,
         no_positions: Sequence[str] = (),
+        low_memory: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
         preprocessor = data_preprocessor or dict(type='ViewPreprocessor')
@@ -89,6 +93,7 @@ class SelfDistillation(BaseModel):
                 'a batch is split into, 1 or more'
             )
         self.teacher_momentum = teacher_momentum
+        self.freeze_backbone_epochs = freeze_backbone_epochs
         self.average_losses = average_losses
         self.accumulate = accumulate
         self.progress = Progress(0, 1, 1)
@@ -105,7 +110,7 @@ class SelfDistillation(BaseModel):
         self.heads = nn.ModuleDict(
             {n: head for n, head in built.items() if head.enabled}
         )
-        check_weights(self.heads)
+        checks.check_weights(self.heads)
         self.projectors = nn.ModuleDict(
             {name: head.build_projector() for name, head in self.heads.items()}
         )
@@ -124,9 +129,10 @@ class SelfDistillation(BaseModel):
             if cfg is not None
         }
         self.no_positions = tuple(no_positions)
-        check_neck(self.neck, self.heads)
-        check_points(self.backbone, self.heads)
-        check_drop(self.backbone, self.heads, self.drop, self.no_positions)
+        self.low_memory = low_memory
+        checks.check_neck(self.neck, self.heads)
+        checks.check_points(self.backbone, self.heads)
+        checks.check_drop(self.backbone, self.heads, self.drop, self.no_positions)
         seen = _union(head.student_roles for head in self.heads.values())
         if self.no_positions and seen == set(self.no_positions):
             self.backbone.pos_embed.requires_grad_(False)  # DDP waits for gradients
@@ -150,7 +156,7 @@ class SelfDistillation(BaseModel):
             with torch.no_grad():
                 return self._features(self.teacher, inputs, None)
         named = (*self.drop, *self.no_positions)
-        check_views(self.heads, named, inputs, geometry)
+        checks.check_views(self.heads, named, inputs, geometry)
         heads, points = self.active_heads, ({}, {})
         for head in heads.values():
             if head.needs_points:
@@ -195,6 +201,7 @@ class SelfDistillation(BaseModel):
             NonFiniteLossError: a term is NaN or infinite; no weight has changed.
         """
         forward = forward or self
+        checks.check_frozen(self.freeze_backbone_epochs, self.progress)
         for part in (self.backbone, self.teacher.backbone, *self.heads.values()):
             if hasattr(part, 'start_step'):
                 part.start_step(self.progress)
@@ -209,11 +216,11 @@ class SelfDistillation(BaseModel):
             with no_sync:
                 with optim_wrapper.optim_context(self):
                     terms = forward(**part, mode='loss')
-                _check_finite(terms)
+                checks.check_finite(terms)
                 optim_wrapper.backward(terms['loss'] / len(parts))
             for key, value in terms.items():
                 log[key] = log.get(key, 0) + value.detach() / len(parts)
-        self._freeze_last_layers()
+        self._drop_frozen_gradients()
         if self._waits_for_all:
             self._drop_zero_gradients()
         optim_wrapper.step()
@@ -246,12 +253,19 @@ class SelfDistillation(BaseModel):
     @torch.no_grad()
     def update_teacher(self) -> None:
         """Move the teacher's parameters towards the student's."""
-        pairs = list(self._parameter_pairs())
-        teacher, student = map(list, zip(*pairs, strict=True))
-        torch._foreach_lerp_(teacher, student, 1 - self.momentum)
+        if pairs := list(self._parameter_pairs()):
+            teacher, student = map(list, zip(*pairs, strict=True))
+            torch._foreach_lerp_(teacher, student, 1 - self.momentum)
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether the backbone stays as it is in this step, on both sides."""
+        done = self.progress.step / self.progress.steps_per_epoch
+        return done < self.freeze_backbone_epochs
 
     def _parameter_pairs(self) -> Iterable[tuple[Tensor, Tensor]]:
-        for part in ('backbone', 'neck', 'projectors'):
+        parts = ['neck', 'projectors'] + ['backbone'] * (not self._frozen)
+        for part in parts:
             yield from zip(
                 getattr(self.teacher, part).parameters(),
                 getattr(self, part).parameters(),
@@ -271,15 +285,17 @@ class SelfDistillation(BaseModel):
                 options['reference_tokens'] = partial(
                     head.reference_tokens, branch.backbone, branch.projectors[name]
                 )
-        return encode_views(
-            branch,
-            inputs,
-            roles,
-            drop=self.drop if student else None,
-            no_positions=self.no_positions if student else (),
-            points=points,
-            **options,
-        )
+        low_memory = student and self.low_memory
+        with recomputed(self.backbone, self.neck) if low_memory else nullcontext():
+            return encode_views(
+                branch,
+                inputs,
+                roles,
+                drop=self.drop if student else None,
+                no_positions=self.no_positions if student else (),
+                points=points,
+                **options,
+            )
 
     def _split(self, data: dict) -> Iterable[dict]:
         if self.accumulate == 1:
@@ -317,28 +333,17 @@ class SelfDistillation(BaseModel):
             if value == 0:
                 parameter.grad = None
 
-    def _freeze_last_layers(self) -> None:
+    def _drop_frozen_gradients(self) -> None:
         epochs = self.progress.step / self.progress.steps_per_epoch
+        if self._frozen:
+            self.backbone.zero_grad()
         for name, head in self.heads.items():
             last_layer = getattr(self.projectors[name], 'last_layer', None)
             if last_layer is not None and epochs < head.freeze_last_layer_epochs:
-                for parameter in last_layer.parameters():
-                    parameter.grad = None
+                last_layer.zero_grad()
 
 
 def _union(roles: Iterable[tuple[str, ...] | None]) -> set[str] | None:
     """Roles that any head asks for; None, for all, where one asks for all."""
     roles = list(roles)
     return None if None in roles else {role for some in roles for role in some}
-
-
-def _check_finite(terms: dict[str, Tensor]) -> None:
-    if terms['loss'].isfinite():
-        return
-    bad = [
-        key for key, value in terms.items() if key != 'loss' and not value.isfinite()
-    ]
-    raise NonFiniteLossError(
-        f'the loss is not finite: the first such term is {(bad or ["loss"])[0]}; lower '
-        'the learning rate, lengthen its warm-up, or train with precision=bf16 or fp32'
-    )

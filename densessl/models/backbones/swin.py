@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from mmengine.model import BaseModule
@@ -13,12 +12,9 @@ from densessl.models.features import Tokens
 from densessl.models.mlp import LeanLayers
 from densessl.registry import MODELS
 
+from .openmmlab import SwinTransformer as MMSwinTransformer
 from .vision_transformer import block_numbers, init_linear
 from .window_attention import LeanShiftWindowMSA
-
-with warnings.catch_warnings():  # mmcv-lite has no compiled ops, and we need none
-    warnings.filterwarnings('ignore', message='Fail to import')
-    from mmpretrain.models import SwinTransformer as MMSwinTransformer
 
 
 @MODELS.register_module()
@@ -63,7 +59,7 @@ class SwinTransformer(BaseModule):
             )
         stages = 4 if isinstance(arch, str) else len(arch['depths'])
         maps = [-(-img_size // (4 * 2**stage)) for stage in range(stages)]
-        self.patch_size = 4 * 2 ** (stages - 1)
+        self.img_size, self.patch_size = img_size, 4 * 2 ** (stages - 1)
         windows = _windows(window_size, maps, img_size)
         unshifted = dict(block_cfgs=dict(attn_cfgs=dict(shift_size=0)))
         self.model = MMSwinTransformer(

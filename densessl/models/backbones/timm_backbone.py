@@ -23,7 +23,9 @@ class TimmBackbone(BaseModule):
 
     Args:
         name: timm's name of the model, such as ``'vit_small_patch16_224'``.
-        pretrained: whether timm may load (and so download) its weights.
+        pretrained: whether timm may load (and so download) its weights; timm fits them
+            to other channels than 3 by its own rule.
+        in_channels: channels of the input.
         **options: handed to ``timm.create_model``. Where the model takes them,
             ``dynamic_img_size=True`` (ViT) or ``strict_img_size=False`` (Swin) are set
             so that views of several sizes work.
@@ -32,7 +34,9 @@ class TimmBackbone(BaseModule):
         DenseSSLError: timm has no such model, or it has no patch tokens.
     """
 
-    def __init__(self, name: str, *, pretrained: bool = False, **options) -> None:
+    def __init__(
+        self, name: str, *, pretrained: bool = False, in_channels: int = 3, **options
+    ) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), 3, cutoff=0)
@@ -40,6 +44,8 @@ class TimmBackbone(BaseModule):
                 f'TimmBackbone: timm {timm.__version__} has no model {name!r}; name '
                 f'one of timm.list_models(), such as {", ".join(near)}'
             )
+        options = {'in_chans': in_channels} | options
+        self.name, self.options = name, options
         self.model = _create(name, pretrained, options)
         self.embed_dims = self.model.num_features
         self.patch_size = _patch_size(self.model)

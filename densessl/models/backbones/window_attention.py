@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-with warnings.catch_warnings():
-    warnings.filterwarnings('ignore', message='Fail to import')
-    from mmpretrain.models.utils.attention import ShiftWindowMSA
+from .openmmlab import ShiftWindowMSA
 
 
 class LeanShiftWindowMSA(ShiftWindowMSA):

@@ -247,7 +247,7 @@ class DistillationHead(Head):
         sums, counts, projectors = zip(*self._seen, strict=True)
         total = torch.cat([sum(sums), sums[0].new_tensor([sum(counts)])])
         dist.all_reduce(total, 'sum')
-        mean_logits = projectors[0].last_layer((total[:-1] / total[-1]).float())
+        mean_logits = projectors[0].last_layer(total[:-1] / total[-1])
         self.center.lerp_(mean_logits, 1 - self.center_momentum)
         self._seen = []
 

@@ -1,0 +1,9 @@
+"""80,000 steps; else as 160k.py."""
+
+_base_ = ['160k.py']
+train_cfg = dict(max_iters=80_000, val_interval=8_000)
+param_scheduler = [
+    _base_.param_scheduler[0],
+    dict(_base_.param_scheduler[1], end=80_000),
+]
+default_hooks = dict(checkpoint=dict(interval=8_000))

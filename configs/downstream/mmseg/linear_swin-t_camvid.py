@@ -1,0 +1,7 @@
+"""Linear decoder on Swin-T, CamVid. Not yet run here."""
+
+_base_ = ['_base_/linear/camvid.py', '_base_/backbones/swin-t.py']
+_last = _base_.channels[-1]
+model = dict(
+    backbone=_base_.backbone, decode_head=dict(in_channels=_last, channels=_last)
+)

@@ -1,0 +1,7 @@
+"""Linear decoder on ViT-S/16, Pascal-Context. Not yet run here."""
+
+_base_ = ['_base_/linear/pascal_context.py', '_base_/backbones/vit-s16.py']
+_last = _base_.channels[-1]
+model = dict(
+    backbone=_base_.backbone, decode_head=dict(in_channels=_last, channels=_last)
+)

@@ -1,0 +1,7 @@
+"""Linear decoder on ViT-Ti/16, VOC 2012. Not yet run here."""
+
+_base_ = ['_base_/linear/voc2012.py', '_base_/backbones/vit-ti16.py']
+_last = _base_.channels[-1]
+model = dict(
+    backbone=_base_.backbone, decode_head=dict(in_channels=_last, channels=_last)
+)

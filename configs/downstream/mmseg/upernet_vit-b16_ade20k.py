@@ -1,0 +1,9 @@
+"""UPerNet on ViT-B/16, ADE20K. Not yet run here."""
+
+_base_ = ['_base_/upernet_ade20k.py', '_base_/backbones/vit-b16.py']
+model = dict(
+    backbone=_base_.backbone,
+    neck=_base_.pyramid,
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
+)

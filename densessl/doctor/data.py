@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from mmengine.config import Config
 
 from densessl.benchmark.data import one_thread
-from densessl.datasets.channels import LoadChannels, read_channels
+from densessl.datasets.channels import LoadChannels
 from densessl.datasets.image_io import UnreadableImageError
 from densessl.datasets.statistics import ChannelStatistics, channel_statistics
 from densessl.datasets.unlabelled import UnlabelledImages
@@ -23,36 +20,13 @@ from densessl.registry import MODELS
 from .check import Check, failure
 from .config import largest_view
 from .machine import MIB, Loading, cores
+from .sample import Picture, look
 
 _PICTURES = 200  # of the sample
 _FEW_PICTURES = 1000
-_SECONDS = 10.0  # for the sample, once 20 are read
 _MANY = 0.1  # share of pictures that are smaller than a crop, of which a line tells
 _FAR = 0.5  # standard deviations between the pictures' mean and the config's
 _WIDER = 1.5  # times; between their standard deviations
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What a look at one file found.
-
-    Attributes:
-        path: of the file.
-        size: bytes.
-        seconds: that reading them took, not from the page cache where that can be.
-        digest: of the bytes.
-        sides: ``(H, W)`` in px; None of what cannot be read.
-        kind: channels and bits as stored; None likewise.
-        error: why training cannot use it.
-    """
-
-    path: str
-    size: int
-    seconds: float
-    digest: bytes
-    sides: tuple[int, int] | None
-    kind: tuple[int, int] | None
-    error: DenseSSLError | None
 
 
 def open_folder(
@@ -91,42 +65,6 @@ def check_pictures(
             dataset = open_folder(dataset.roots, *next(iter(kinds)))
         found = channel_statistics(dataset, min(len(sample), _PICTURES // 2))
         yield from check_statistics(found, cfg)
-
-
-def look(dataset: UnlabelledImages, count: int, as_stored: bool) -> list[Picture]:
-    """Read random pictures whole, those of a small folder all.
-
-    Args:
-        dataset: the pictures.
-        count: how many; fewer of a slow disk.
-        as_stored: leave out the data set's own reader.
-
-    Returns:
-        What was found, in random order.
-    """
-    rng = np.random.default_rng(0)
-    chosen = rng.permutation(len(dataset))[:count].tolist()
-    pictures: list[Picture] = []
-    start = time.monotonic()
-    for index in chosen:
-        if len(pictures) >= 20 and time.monotonic() - start > _SECONDS:
-            break
-        path = dataset.path(index)
-        error = sides = kind = None
-        data, seconds = _read_cold(path)
-        try:
-            image = read_channels(path)
-            sides, kind = image.shape[:2], (image.shape[2], 8 * image.itemsize)
-        except DenseSSLError as found:
-            error = found if as_stored else None  # LoadImage reads more kinds
-        if not as_stored:
-            try:
-                sides = dataset.picture(index).shape[:2]
-            except DenseSSLError as found:
-                error = found
-        digest = hashlib.sha256(data).digest()
-        pictures.append(Picture(path, len(data), seconds, digest, sides, kind, error))
-    return pictures
 
 
 def check_count(dataset: UnlabelledImages) -> Iterator[Check]:
@@ -356,18 +294,6 @@ def check_speed(
         if wanted <= there
         else 'store pictures smaller (twice the largest view), or on a faster disk',
     )
-
-
-def _read_cold(path: str) -> tuple[bytes, float]:
-    """A file's bytes, and the seconds from the disk, past the page cache."""
-    try:
-        with open(path, 'rb') as file:
-            if hasattr(os, 'posix_fadvise'):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            start = time.perf_counter()
-            return file.read(), time.perf_counter() - start
-    except OSError:
-        return b'', 0.0
 
 
 def _channels(cfg: Config) -> int | str:

@@ -73,6 +73,7 @@ setup(
             'scikit-learn',
             'tifffile',
             'imagecodecs',
+            'tensorboard',
         ],
         'tiff': ['tifffile', 'imagecodecs'],
         'tensorboard': ['tensorboard'],

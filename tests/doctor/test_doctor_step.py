@@ -76,37 +76,42 @@ def test_living_bytes_are_counted():
 
 
 MEASURED = """
-import json, resource, sys, torch
+import json, re, sys, torch
+from pathlib import Path
 from densessl.doctor import config, step
 from densessl.registry import MODELS
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+status = Path('/proc/self/status')  # ru_maxrss begins with that of the parent
+peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1])
 path, batch, *options = sys.argv[1:]
 cfg = config.load(path, options=options)
-model, before = MODELS.build(cfg.model), peak()
+model = MODELS.build(cfg.model)
 model.accumulate = 1
 wrapper = step._optim_wrapper(cfg, model)
 step._set_progress(model, cfg)
 samples = config.noise_samples(cfg, 4)
+peaks = []
 for size in (2, int(batch)):
     step._step(model, wrapper, samples, size, step.LiveBytes([]))
-print(json.dumps(peak() - before))
+    peaks.append(peak())
+print(json.dumps(peaks[1] - peaks[0]))
 """
 
 
 def test_need_of_a_step_is_what_the_process_then_takes():
-    """Resident memory of a process that takes such steps; within a factor of 1.3."""
+    """Resident memory of a process, from 2 pictures to 96; within a factor of 1.5."""
     path = f'{ROOT}/configs/quickstart/selfpatch_vit-t8_demo.py'
     batch = 96
     cfg = config.load(path)
     model = MODELS.build(cfg.model)
-    there = sum(p.numel() * 4 for p in model.parameters())
-    estimate = step.measure(cfg, model).peak_bytes(batch) - there
+    need = step.measure(cfg, model)
+    estimate = need.peak_bytes(batch) - need.peak_bytes(2)
     command = [sys.executable, '-W', 'ignore', '-c', MEASURED, path, str(batch)]
     env = os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     measured = json.loads(ran.stdout.splitlines()[-1])
+    print(f'{measured / 2**20:.0f} MiB, foretold {estimate / 2**20:.0f}')
     assert measured > 200 * 2**20  # what else a process does drowns in it
-    assert measured / 1.3 < estimate < measured * 1.3
+    assert measured / 1.5 < estimate < measured * 1.5
 
 
 def test_disk_need_is_the_size_of_the_checkpoints(small, tmp_path, need):

@@ -247,7 +247,8 @@ class DistillationHead(Head):
         sums, counts, projectors = zip(*self._seen, strict=True)
         total = torch.cat([sum(sums), sums[0].new_tensor([sum(counts)])])
         dist.all_reduce(total, 'sum')
-        mean_logits = projectors[0].last_layer(total[:-1] / total[-1])
+        mean = (total[:-1] / total[-1]).to(self.center.dtype)
+        mean_logits = projectors[0].last_layer(mean)
         self.center.lerp_(mean_logits, 1 - self.center_momentum)
         self._seen = []
 

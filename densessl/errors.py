@@ -8,3 +8,14 @@ class DenseSSLError(Exception):
 
     Command lines print the message alone, without a traceback, and exit with 2.
     """
+
+
+def one_line(error: Exception) -> str:
+    """The message alone, also of an error that came through a worker or a registry."""
+    text = str(error.args[0]) if error.args else str(error)
+    line = (
+        text.strip().splitlines()[-1] if 'Traceback' in text else ' '.join(text.split())
+    )
+    for mark in ('DenseSSLError: ', 'UnreadableImageError: '):
+        line = line.split(mark)[-1]
+    return line

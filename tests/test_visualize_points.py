@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from timm.models.vision_transformer import Block
 
 from densessl.interop.backbone import save_backbone
 from densessl.registry import MODELS
@@ -160,7 +161,7 @@ def expected_attention(backbone, pixels, places):
         mask[n:, n:].fill_diagonal_(0)
         x = torch.cat([x, references], 1)
         for block in backbone.blocks[:-1]:
-            x = block(x, attn_mask=mask)
+            x = Block.forward(block, x, attn_mask=mask)  # timm's
         block = backbone.blocks[-1]
         heads = block.attn.num_heads
         q, k, _ = block.attn.qkv(block.norm1(x)).chunk(3, -1)

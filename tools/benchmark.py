@@ -1,7 +1,8 @@
 """Measure a training step or the input pipeline of a config.
 
-python tools/benchmark.py step CONFIG --batch-size N [--reference]
-python tools/benchmark.py data CONFIG [--data DIR] [--reference]
+python tools/benchmark.py step CONFIG --batch-size N [--reference] [--low-memory]
+python tools/benchmark.py growth CONFIG
+python tools/benchmark.py data CONFIG [--data DIR] [--reference | --workers 1 2]
 """
 
 import sys

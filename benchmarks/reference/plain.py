@@ -10,14 +10,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from densessl.matching import neighbour_index
 from densessl.models import Tokens
-from densessl.models.backbones.window_attention import (
-    LeanShiftWindowMSA,
-    ShiftWindowMSA,
-)
+from densessl.models.backbones.openmmlab import ShiftWindowMSA, SwinBlock
+from densessl.models.backbones.reference_block import ReferenceBlock
+from densessl.models.backbones.window_attention import LeanShiftWindowMSA, LeanSwinBlock
 from densessl.models.heads import RegionHead, SelfPatchHead
 from densessl.models.mlp import LeanLayers, LeanMlp
 
@@ -45,6 +45,10 @@ class PlainStep:
                 module.__class__ = nn.Sequential
             elif isinstance(module, LeanShiftWindowMSA):
                 module.__class__ = ShiftWindowMSA
+            elif isinstance(module, LeanSwinBlock):  # all samples through each branch
+                module.__class__ = SwinBlock
+            elif isinstance(module, ReferenceBlock):
+                module.__class__ = Block
 
     def loss(self, data: dict) -> torch.Tensor:
         """Total loss of a preprocessed batch; moves the centres."""

@@ -62,6 +62,7 @@ def run(
     folder: str | os.PathLike[str] | None = None,
     seconds: float = 10.0,
     reference: bool = True,
+    size: tuple[int, int] = (480, 360),
 ) -> DataSpeed:
     """Measure a config's pipeline, and the same views by torchvision in turn with it.
 
@@ -69,16 +70,17 @@ def run(
         config: a config file or its content with ``train_dataloader.dataset.pipeline``,
             a dict with ``pipeline``, or the list of transforms itself.
         folder: pictures to read, searched with its subfolders; None makes some
-            480 x 360 JPEGs of noise with the spectrum of photographs.
+            JPEGs of noise that is as rough as photographs.
         seconds: for each of the two, by the clock.
         reference: measure the reference too, if torchvision is installed.
+        size: ``(W, H)`` of the pictures that are made, in px.
 
     Raises:
         DenseSSLError: no pipeline in the config, no picture in the folder, or a
             reference is wanted and the pipeline has no ``MultiCrop``.
     """
     steps = build_pipeline(config)
-    tasks = [_sample_maker(steps)]
+    tasks = [sample_maker(steps)]
     if reference and importlib.util.find_spec('torchvision') is not None:
         crops = [step for step in steps if isinstance(step, MultiCrop)]
         if not crops:
@@ -86,7 +88,7 @@ def run(
                 'the pipeline has no MultiCrop to compare; measure without a reference'
             )
         tasks.append(torchvision_reference(crops[0].views))
-    with _pictures(folder) as paths:
+    with pictures(folder, size) as paths:
         rates, counts = _take_turns(tasks, paths, seconds)
     return DataSpeed(rates[0], rates[1] if len(tasks) == 2 else None, counts[0])
 
@@ -101,6 +103,18 @@ def measure(
     Arguments and errors are those of :func:`run`.
     """
     return run(pipeline, folder, seconds, reference=False).images_per_second
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``(W, H)`` in px of a text such as ``1000x750``.
+
+    Raises:
+        DenseSSLError: it is none, or a side is below 16 px.
+    """
+    sides = text.split('x')
+    if len(sides) != 2 or not all(s.isdecimal() and int(s) >= 16 for s in sides):
+        raise DenseSSLError(f'--size {text}: give WIDTHxHEIGHT in px, such as 1000x750')
+    return int(sides[0]), int(sides[1])
 
 
 def build_pipeline(config: Pipeline) -> list[Callable]:
@@ -197,29 +211,45 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(torch_threads)
 
 
-def write_noise_jpegs(folder: Path, count: int = 32, seed: int = 0) -> list[Path]:
-    """Write 480 x 360 JPEGs of coloured noise with a photograph's 1/f spectrum."""
+def write_noise_jpegs(
+    folder: Path, count: int = 32, seed: int = 0, size: tuple[int, int] = (480, 360)
+) -> list[Path]:
+    """Write JPEGs of coloured noise, its amplitudes ``f ** -1.5``.
+
+    They are as rough as photographs (4 levels from a pixel to the next), and take as
+    many bytes (a quarter a pixel).
+
+    Args:
+        folder: where to.
+        count: how many.
+        seed: of the noise.
+        size: ``(W, H)`` in px.
+    """
     rng = np.random.default_rng(seed)
-    rows, columns = np.fft.fftfreq(360)[:, None], np.fft.rfftfreq(480)
-    falloff = 1 / np.hypot(rows, columns).clip(1 / 480)
+    width, height = size
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    falloff = np.hypot(rows, columns).clip(1 / max(size)) ** -1.5
     mix = np.array([[1.0, 0.2, 0.1], [1.0, 0.0, -0.1], [1.0, -0.2, 0.1]])
     paths = []
     for number in range(count):
-        spectra = np.fft.rfft2(rng.normal(size=(3, 360, 480))) * falloff
-        fields = np.fft.irfft2(spectra, s=(360, 480))
+        spectra = np.fft.rfft2(rng.normal(size=(3, height, width))) * falloff
+        fields = np.fft.irfft2(spectra, s=(height, width))
         fields /= fields.std(axis=(1, 2), keepdims=True)
         levels = 128 + 55 * np.einsum('ck,khw->hwc', mix, fields)
         paths.append(folder / f'noise_{number:03d}.jpg')
-        cv2.imwrite(str(paths[-1]), levels.clip(0, 255).astype(np.uint8))
+        options = [cv2.IMWRITE_JPEG_QUALITY, 90]
+        cv2.imwrite(str(paths[-1]), levels.clip(0, 255).astype(np.uint8), options)
     return paths
 
 
 @contextmanager
-def _pictures(folder: str | os.PathLike[str] | None) -> Iterator[list[str]]:
-    """Paths of the folder's pictures, or of temporary ones."""
+def pictures(
+    folder: str | os.PathLike[str] | None, size: tuple[int, int]
+) -> Iterator[list[str]]:
+    """Paths of the folder's pictures, or of temporary ones of ``size``, ``(W, H)``."""
     with tempfile.TemporaryDirectory() if folder is None else nullcontext() as made:
         if made is not None:
-            paths = write_noise_jpegs(Path(made))
+            paths = write_noise_jpegs(Path(made), size=size)
         else:
             files = sorted(Path(folder).rglob('*'))
             paths = [path for path in files if path.suffix[1:].lower() in ENDINGS]
@@ -230,7 +260,9 @@ def _pictures(folder: str | os.PathLike[str] | None) -> Iterator[list[str]]:
         yield [str(path) for path in paths]
 
 
-def _sample_maker(steps: Sequence[Callable]) -> Callable[[str, int], Any]:
+def sample_maker(steps: Sequence[Callable]) -> Callable[[str, int], Any]:
+    """The pipeline as a function of a picture's path and a seed."""
+
     def make_sample(path: str, seed: int) -> dict[str, Any]:
         results = {'path': path, 'rng': np.random.default_rng(seed)}
         for step in steps:
@@ -245,6 +277,9 @@ def _take_turns(
 ) -> tuple[list[float], list[int]]:
     """Run the tasks A B A B ...; rates in images per processor second, and counts."""
     counts, spent = [0] * len(tasks), [0.0] * len(tasks)
+    # glibc keeps freed memory as large as what was once freed, and hands more back,
+    # which costs a fresh picture 2 ms. Workers inherit this from a model's process.
+    np.empty(31 << 20, np.uint8)
     with one_thread(), torch.random.fork_rng(devices=[]):
         for task in tasks:  # imports, page cache
             task(paths[0], 0)

@@ -8,27 +8,19 @@ import json
 import sys
 from pathlib import Path
 
+from densessl.command import run_command
 from densessl.engine.launch import load_config
 from densessl.engine.launch import parse_args as training_args
 from densessl.errors import DenseSSLError
 
-from . import data, step
+from . import data, growth, step, workers
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure what the command line asks for, and print it."""
     args = _parse(argv)
-    try:
-        if not Path(args.config).is_file():
-            raise DenseSSLError(f'config {args.config}: no such file; see configs/')
-        if args.what == 'data':
-            _data(args)
-        else:
-            _step(args)
-    except DenseSSLError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    commands = dict(data=_data, growth=_growth, step=_step)
+    return run_command(commands[args.what], args)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,16 +28,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what = parser.add_subparsers(dest='what', required=True)
     for name, words in (
         ('step', 'time and memory of a training step'),
+        ('growth', 'how the time of a step grows with batch, views, K and tokens'),
         ('data', 'images/s of one core through the transforms'),
     ):
         command = what.add_parser(name, help=words)
         command.add_argument('config')
-        command.add_argument(
-            '--reference',
-            action='store_true',
-            help='also measure the plain formulation, or PIL with torchvision',
-        )
-        if name == 'step':
+        if name != 'growth':
+            command.add_argument(
+                '--reference',
+                action='store_true',
+                help='also measure the plain formulation, or PIL with torchvision',
+            )
+        if name == 'growth':
+            command.add_argument('--steps', type=int, default=3)
+        elif name == 'step':
             command.add_argument('--batch-size', type=int, default=8)
             command.add_argument('--steps', type=int, default=5)
             command.add_argument(
@@ -59,20 +55,43 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                 help='override anything of CONFIG, not of the one it is set against',
             )
             command.add_argument(
+                '--low-memory',
+                action='store_true',
+                help='compute activations twice; beside a reference: measure this, too',
+            )
+            command.add_argument(
                 '--rounds', type=int, default=3, help='turns with a reference'
             )
             command.add_argument('--plain', action='store_true', help=argparse.SUPPRESS)
             command.add_argument('--json', action='store_true', help=argparse.SUPPRESS)
         else:
+            command.add_argument('--data', help='folder; default: made-up JPEGs')
             command.add_argument(
-                '--data', help='folder; default: made-up 480x360 JPEGs'
+                '--size', default='480x360', metavar='WxH', help='of those, in px'
             )
             command.add_argument('--seconds', type=float, default=10)
+            command.add_argument(
+                '--workers',
+                type=int,
+                nargs='+',
+                metavar='N',
+                help='instead: images/s by the clock with so many worker processes',
+            )
     return parser.parse_args(argv)
 
 
+def _check_config(path: str) -> None:
+    if not Path(path).is_file():
+        raise DenseSSLError(f'config {path}: no such file; see configs/')
+
+
 def _data(args: argparse.Namespace) -> None:
-    speed = data.run(args.config, args.data, args.seconds, args.reference)
+    _check_config(args.config)
+    size = data.parse_size(args.size)
+    if args.workers:
+        _workers(args, size)
+        return
+    speed = data.run(args.config, args.data, args.seconds, args.reference, size)
     print(f'input pipeline: {speed.images_per_second:.1f} images/s a core')
     if speed.ratio:
         print(
@@ -81,14 +100,25 @@ def _data(args: argparse.Namespace) -> None:
         )
 
 
+def _workers(args: argparse.Namespace, size: tuple[int, int]) -> None:
+    rates = workers.run(args.config, args.workers, args.data, args.seconds, size)
+    for count, rate in rates.items():
+        print(f'{count} workers: {rate:.1f} images/s')
+    if len(rates) > 1:
+        exponent = growth.fit_exponent(list(rates), list(rates.values()))
+        print(f'exponent {exponent:.2f} (images/s over workers; 1 is linear)')
+
+
 def _step(args: argparse.Namespace) -> None:
+    _check_config(args.config)
+    if args.against:
+        _check_config(args.against)
     if args.reference or args.against:
-        if args.against and not Path(args.against).is_file():
-            raise DenseSSLError(f'config {args.against}: no such file; see configs/')
         _compare(args)
         return
     measure = step.measure_plain_step if args.plain else step.measure_step
-    options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+    options = ['--low-memory'] if args.low_memory else []
+    options += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
     cfg = load_config(training_args([args.config, *options]))
     times = measure(cfg, args.batch_size, args.steps)
     if args.json:
@@ -103,6 +133,8 @@ def _compare(args: argparse.Namespace) -> None:
     if args.cfg_options:
         ours += ['--cfg-options', *args.cfg_options]
     sides = {'densessl': ours}
+    if args.low_memory:
+        sides['densessl, low memory'] = [*ours, '--low-memory']
     if args.against:
         sides[args.against] = [args.against]
     if args.reference:
@@ -111,21 +143,37 @@ def _compare(args: argparse.Namespace) -> None:
     measured = step.in_turns(
         {name: [*words, *options] for name, words in sides.items()}, args.rounds
     )
-    ours = measured['densessl']
+    first = measured['densessl']
     for name, times in measured.items():
         _print_step(name, times)
-        if times is not ours:
-            ratio = times.milliseconds['step'] / ours.milliseconds['step']
-            print(f'  {ratio:.2f} times the step of densessl')
+        if times is not first:
+            ratio = times.milliseconds['step'] / first.milliseconds['step']
+            print(
+                f'  {ratio:.2f} times the step of densessl, '
+                f'{times.gflop / first.gflop:.2f} times its products, '
+                f'{times.above_gib / first.above_gib:.2f} times its memory on top'
+            )
+
+
+def _growth(args: argparse.Namespace) -> None:
+    _check_config(args.config)
+    cfg = load_config(training_args([args.config]))
+    for found in growth.measure_growth(cfg, steps=args.steps):
+        steps = ', '.join(
+            f'{size}: {1e3 * seconds:.0f} ms'
+            for size, seconds in zip(found.sizes, found.seconds, strict=True)
+        )
+        print(f'{found.axis:<10}exponent {found.exponent:.2f} ({steps})', flush=True)
 
 
 def _print_step(title: str, times: step.StepTimes) -> None:
     about = ', '.join(f'{key} {value}' for key, value in times.settings.items())
     print(f'{title} ({about}):')
-    print(f'  {times.images_per_second:.2f} images/s')
+    print(f'  {times.images_per_second:.2f} images/s, {times.gflop:.1f} GFLOP a step')
     print(
-        f'  {times.peak_gib:.2f} GiB peak, of it {times.fixed_gib:.2f} GiB weights, '
-        'gradients and optimiser state'
+        f'  {times.peak_gib:.2f} GiB peak: {times.fixed_gib:.2f} weights, gradients '
+        f'and optimiser state, {times.base_gib:.2f} the process itself, '
+        f'{times.above_gib:.2f} on top'
     )
     for phase, milliseconds in times.milliseconds.items():
         print(f'  {phase:<11}{milliseconds:9.1f} ms')

@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
 
 import densessl
 from densessl.datasets import DemoScenes, collate_views
@@ -37,13 +39,22 @@ class StepTimes:
         peak_gib: greatest resident memory of the process so far (CPU), or greatest
             allocated memory of the device (GPU).
         fixed_gib: of that, weights, gradients and optimiser state.
+        base_gib: of that, the process before there was a model (CPU).
+        gflop: products of matrices in a step, see :func:`count_gflop`.
     """
 
     images_per_second: float
     milliseconds: dict[str, float]
     peak_gib: float
     fixed_gib: float
+    base_gib: float = 0.0
+    gflop: float = 0.0
     settings: dict = field(default_factory=dict)
+
+    @property
+    def above_gib(self) -> float:
+        """What the steps took on top: activations, temporaries, the batch."""
+        return self.peak_gib - self.fixed_gib - self.base_gib
 
 
 def demo_batch(cfg: Config, batch_size: int) -> dict:
@@ -63,17 +74,20 @@ def measure_step(
         cfg: a training config.
         batch_size: images a step on this device.
         steps: timed steps; the median counts.
-        warmup: steps before.
+        warmup: steps before, at least one.
     """
-    model, wrapper, batch = _set_up(cfg, batch_size)
-    whole = _time(lambda: model.train_step(batch, wrapper), steps, warmup)
-    peak = _peak_gib()
+    base = _peak_gib()
+    model, wrapper, batch = set_up(cfg, batch_size)
+    step = partial(model.train_step, batch, wrapper)
+    gflop = count_gflop(step)
+    whole = time_steps(step, steps, warmup - 1)
+    memory = _peak_gib(), base
     clocks = [_timed_phases(model, wrapper, batch) for _ in range(steps)]
     phases = {
         phase: 1e3 * _median([clock[phase] for clock in clocks]) for phase in PHASES
     }
     settings = dict(precision=wrapper.precision)
-    return _result(model, wrapper.optimizer, batch_size, whole, peak, phases, settings)
+    return _result(model, wrapper, batch, whole, memory, gflop, phases, settings)
 
 
 def measure_plain_step(
@@ -85,12 +99,14 @@ def measure_plain_step(
 
     cfg = copy.deepcopy(cfg)
     cfg.optim_wrapper.optimizer.pop('fused', None)  # torch's default
-    model, wrapper, batch = _set_up(cfg, batch_size)
-    plain = PlainStep(model, wrapper.optimizer)
-    whole = _time(lambda: plain.step(batch), steps, warmup)
-    peak = _peak_gib()
+    base = _peak_gib()
+    model, wrapper, batch = set_up(cfg, batch_size)
+    step = partial(PlainStep(model, wrapper.optimizer).step, batch)
+    gflop = count_gflop(step)
+    whole = time_steps(step, steps, warmup - 1)
+    memory = _peak_gib(), base
     settings = dict(precision='fp32')
-    return _result(model, wrapper.optimizer, batch_size, whole, peak, {}, settings)
+    return _result(model, wrapper, batch, whole, memory, gflop, {}, settings)
 
 
 def in_turns(commands: dict[str, list[str]], rounds: int) -> dict[str, StepTimes]:
@@ -129,11 +145,14 @@ def _middle(several: list[StepTimes]) -> StepTimes:
         milliseconds,
         max(times.peak_gib for times in several),
         several[0].fixed_gib,
+        several[0].base_gib,
+        several[0].gflop,
         several[0].settings,
     )
 
 
-def _set_up(cfg: Config, batch_size: int):
+def set_up(cfg: Config, batch_size: int):
+    """Model, optimiser wrapper and a batch of demo scenes."""
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).to(device).train()
@@ -144,7 +163,8 @@ def _set_up(cfg: Config, batch_size: int):
     return model, wrapper, demo_batch(cfg, batch_size)
 
 
-def _time(step: Callable[[], object], steps: int, warmup: int) -> list[float]:
+def time_steps(step: Callable[[], object], steps: int, warmup: int) -> list[float]:
+    """Seconds of calls, those of the first ones left out."""
     seconds = []
     for _ in range(warmup + steps):
         start = _synchronize()
@@ -159,14 +179,25 @@ def _synchronize() -> float:
     return time.perf_counter()
 
 
-def _result(model, optimizer, batch_size, whole, peak, phases, settings) -> StepTimes:
+def count_gflop(step: Callable[[], object]) -> float:
+    """Products of matrices in a call, attention's included, each as 2 operations."""
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
+
+
+def _result(model, wrapper, batch, whole, memory, gflop, phases, settings) -> StepTimes:
+    batch_size = len(batch['paths'])
     seconds = _median(whole)
     device = str(next(model.parameters()).device)
     return StepTimes(
         images_per_second=batch_size / seconds,
         milliseconds=phases | {'step': 1e3 * seconds},
-        peak_gib=peak,
-        fixed_gib=_fixed_gib(model, optimizer),
+        peak_gib=memory[0],
+        fixed_gib=_fixed_gib(model, wrapper.optimizer),
+        base_gib=memory[1],
+        gflop=gflop,
         settings=dict(device=device, batch_size=batch_size, **settings),
     )
 

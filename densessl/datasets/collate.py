@@ -19,13 +19,14 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         samples: ``B`` samples with ``inputs`` (per role ``(v, C, H, W)``, uint8 or
-            uint16), ``path``, and perhaps ``geometry`` of leading shape ``(V,)`` and
-            ``broken``.
+            uint16), ``path``, and perhaps ``geometry`` of leading shape ``(V,)``,
+            ``changes`` (per role ``(v, 11)``) and ``broken``.
 
     Returns:
         ``inputs``, per role ``(B, v, C, H, W)``; ``geometry`` of leading shape
-        ``(B, V)``, or None of transforms that do not track it; ``paths``, B of them;
-        ``broken``, the unreadable paths that were replaced, in one list.
+        ``(B, V)``, or None of transforms that do not track it; ``changes``, per role
+        ``(B, v, 11)``, where samples have them; ``paths``, B of them; ``broken``, the
+        unreadable paths that were replaced, in one list.
 
     Raises:
         DenseSSLError: the samples disagree in their roles, sizes or number of views.
@@ -39,10 +40,11 @@ def collate_views(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 f"'{sample['path']}' gives {_layout(sample)}; a pipeline must cut the "
                 'same roles and sizes from every picture'
             )
+    stacked = [name for name in ('inputs', 'changes') if name in first]
     return {
-        'inputs': {
-            role: default_collate([sample['inputs'][role] for sample in samples])
-            for role in first['inputs']
+        **{
+            name: default_collate([sample[name] for sample in samples])
+            for name in stacked
         },
         'geometry': ViewGeometry.stack([sample['geometry'] for sample in samples])
         if 'geometry' in first

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from densessl.command import run_command
 from densessl.errors import DenseSSLError
 
 from .demo_scenes import CLASSES, DemoScenes, Scene
@@ -107,12 +107,10 @@ def main(argv: list[str] | None = None) -> int:
         help='of the training scenes; validation has the next one, and pretraining by '
         'configs/quickstart has 0',
     )
-    args = parser.parse_args(argv)
-    try:
-        for shift, split in enumerate(('train', 'val')):
-            scenes = DemoScenes(vars(args)[split], args.size, args.seed + shift)
-            print(write_split(Path(args.out), split, scenes))
-    except DenseSSLError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_write, parser.parse_args(argv))
+
+
+def _write(args: argparse.Namespace) -> None:
+    for shift, split in enumerate(('train', 'val')):
+        scenes = DemoScenes(vars(args)[split], args.size, args.seed + shift)
+        print(write_split(Path(args.out), split, scenes))

@@ -17,7 +17,6 @@ import io
 import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -32,11 +31,12 @@ ENDINGS = ('jpg', 'jpeg', 'png', 'bmp', 'tif', 'tiff', 'webp', 'ppm', 'pgm')
 TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 """First bytes of a TIFF, little and big endian; then of a BigTIFF."""
 _REMEDY = 'replace the file or take it off the list'
+_RGB = getattr(cv2, 'IMREAD_COLOR_RGB', 0)  # OpenCV 4.11; others give BGR only
 _REDUCED_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+    1: cv2.IMREAD_GRAYSCALE,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 # Start-of-frame markers; three codes in their range mean other things.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -118,9 +118,9 @@ class JpegImage:
         Raises:
             UnreadableImageError: the compressed data are damaged.
         """
-        image = _decode_cv2(
-            self.data, _REDUCED_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        colour = _RGB or cv2.IMREAD_COLOR  # the bit that makes a grey flag another
+        size = _REDUCED_FLAGS[reduction]
+        image = _decode_cv2(self.data, colour | size | cv2.IMREAD_IGNORE_ORIENTATION)
         if image is None:
             image = _decode_pillow(self.data, self.name, upright=False)
             image = np.array(Image.fromarray(image).reduce(reduction))
@@ -151,7 +151,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         UnreadableImageError: the file is missing or may not be read.
     """
     try:
-        return Path(path).read_bytes()
+        with open(path, 'rb', buffering=0) as file:
+            return file.read()
     except FileNotFoundError:
         raise UnreadableImageError(path, 'there is no such file') from None
     except OSError as error:
@@ -212,8 +213,8 @@ def _decode_cv2(data: bytes, flags: int) -> np.ndarray | None:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
-    if image is None:
-        return None
+    if image is None or flags & _RGB:
+        return image
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 

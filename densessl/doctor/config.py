@@ -39,14 +39,16 @@ _GIVEN = {'self', 'runner', 'dataloader'}  # to a loop, by the runner
 
 
 def load(
-    config: str,
+    config: str | None,
     data: list[str] | None = None,
     work_dir: str | None = None,
     options: list[str] | None = None,
+    preset: str | None = None,
 ) -> Config:
-    """A config as ``tools/train.py`` reads it, with the same arguments."""
-    words = [config]
+    """A config or preset as ``tools/train.py`` reads it, with the same arguments."""
+    words = [config] if config else []
     for option, values in (
+        ('--preset', preset and [preset]),
         ('--data', data),
         ('--work-dir', work_dir and [work_dir]),
         ('--cfg-options', options),

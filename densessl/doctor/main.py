@@ -21,6 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         'Exit code 1 with any failure, else 0.',
     )
     parser.add_argument('config', nargs='?', help='a file of configs/; or none')
+    parser.add_argument('--preset', help="in place of a config: one, or 'auto'")
     parser.add_argument(
         '--data', nargs='+', metavar='DIR', help='folder(s) of pictures'
     )
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     sound = report.run('imports', packages.check_imports())
     if sound:
         report.run('GPU', machine.check_gpus())
-    if sound and (args.config or args.data):
+    if sound and (args.config or args.preset or args.data):
         with _quiet():
             _examine(args, report)
     else:
@@ -89,7 +90,9 @@ def _examine(args: argparse.Namespace, report: Report) -> None:
 
     def read_config():
         nonlocal cfg, model, loading
-        cfg = config.load(args.config, args.data, args.work_dir, args.cfg_options)
+        cfg = config.load(
+            args.config, args.data, args.work_dir, args.cfg_options, args.preset
+        )
         model = config.build('model', MODELS, cfg.model)
         yield from config.check_parts(cfg)
         loading = config.loading(cfg, processes)
@@ -107,7 +110,8 @@ def _examine(args: argparse.Namespace, report: Report) -> None:
             rate = 1 / need.seconds_per_image if need else None
             yield from data.check_pictures(dataset, cfg, loading, rate)
 
-    if args.config:
+    wanted = args.config or args.preset
+    if wanted:
         report.run('config', read_config())
     _machine(report, loading)
     if loading:
@@ -116,5 +120,5 @@ def _examine(args: argparse.Namespace, report: Report) -> None:
     folder = Path(cfg.work_dir if cfg else args.work_dir or 'work_dirs')
     room = config.disk_need(cfg, need.checkpoint_bytes) if need else (None,)
     report.run('disk', machine.check_disk(folder, *room))
-    if loading or not args.config:
+    if loading or not wanted:
         report.run('data', open_data())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
-from densessl.errors import DenseSSLError
+from densessl.command import run_command
+from densessl.errors import DenseSSLError, one_line
 
 from .checkpoint import list_runs
 from .distributed import init_process_group, model_wrapper_cfg
@@ -276,30 +276,10 @@ def train(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; users' errors end in one line and exit code 2."""
     try:
-        train(parse_args(argv))
-    except DenseSSLError as error:
-        if os.environ.get('DENSESSL_TRACEBACK'):
-            raise
-        print(f'error: {one_line(error)}', file=sys.stderr)
-        return 2
+        return run_command(train, parse_args(argv))
     except KeyboardInterrupt:
         print('stopped; go on with --resume', file=sys.stderr)
         return 130
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 0
-
-
-def one_line(error: Exception) -> str:
-    """The message alone, also of an error that came through a worker or a registry."""
-    text = str(error.args[0]) if error.args else str(error)
-    line = (
-        text.strip().splitlines()[-1] if 'Traceback' in text else ' '.join(text.split())
-    )
-    for mark in ('DenseSSLError: ', 'UnreadableImageError: '):
-        line = line.split(mark)[-1]
-    return line
 
 
 def _check_overrides(cfg: Config, options: dict) -> None:

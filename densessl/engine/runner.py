@@ -11,6 +11,10 @@ from mmengine.logging import MMLogger
 from densessl.registry import RUNNERS
 
 _RUN_NUMBER = itertools.count()
+_THEIR_HOOKS = (
+    *('runtime_info', 'timer', 'sampler_seed', 'logger'),
+    *('param_scheduler', 'checkpoint'),
+)
 _LONG = 4  # lines; environment, config and hook listings are longer
 
 
@@ -35,6 +39,11 @@ class Runner(mmengine.runner.Runner):
         super().setup_env(env_cfg)
         if number := next(_RUN_NUMBER):
             self._timestamp += f'_{number}'
+
+    def register_default_hooks(self, hooks: dict[str, dict | None] | None = None):
+        """Also take None for a hook that is not MMEngine's, which leaves it out."""
+        kept = {k: v for k, v in (hooks or {}).items() if v or k in _THEIR_HOOKS}
+        super().register_default_hooks(kept)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """The logger, with listings in the file only."""

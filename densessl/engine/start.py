@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from densessl.errors import DenseSSLError
-from densessl.interop.backbone import load_strictly, read_weights
+from densessl.interop.backbone import branch, load_strictly, read_weights
 from densessl.interop.channels import fit_channels
 
 
@@ -43,23 +43,24 @@ def start_from(model: nn.Module, path: str, *, inflate: bool = False) -> list[st
     parts |= {f'projectors.{name}': f'projector {name}' for name in model.heads}
     loaded, anew, used = [], [], set()
     for part, words in parts.items():
-        student, teacher = (_part(state, f'{side}{part}.') for side in ('', 'teacher.'))
+        student = branch(state, f'{part}.')
+        teacher = branch(state, f'teacher.{part}.')
         used |= {f'{part}.', f'teacher.{part}.'}
         if not (student or teacher):
             anew.append(words)
             continue
-        for weights, branch in (
+        for weights, network in (
             (student or teacher, model),
             (teacher or student, model.teacher),
         ):
-            module = branch.get_submodule(part)
+            module = network.get_submodule(part)
             if part == 'backbone':
                 weights = fit_channels(module, weights, what, inflate=inflate)
             load_strictly(module, weights, f'{what}, {words},')
         both = 'student and teacher' if student and teacher else 'one network'
         loaded.append(f'{words} ({both})')
     for name, head in model.heads.items():
-        own = _part(state, f'heads.{name}.')
+        own = branch(state, f'heads.{name}.')
         used.add(f'heads.{name}.')
         if own:
             load_strictly(head, own, f'{what}, head {name},')
@@ -74,11 +75,3 @@ def start_from(model: nn.Module, path: str, *, inflate: bool = False) -> list[st
         names = sorted({'.'.join(key.split('.')[:3]) for key in rest})
         lines.append(f'in the file and not used: {", ".join(names[:8])}')
     return lines
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(prefix): value
-        for key, value in state.items()
-        if key.startswith(prefix)
-    }

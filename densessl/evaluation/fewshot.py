@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from densessl.command import run_command
 from densessl.datasets.unlabelled import balanced_subset, scan_folder
 from densessl.errors import DenseSSLError
 
@@ -106,17 +107,14 @@ def main(argv: list[str] | None = None) -> int:
     for kind in (segmentation, classes):
         kind.add_argument('pictures', metavar='DIR', help='of the training pictures')
         kind.add_argument('--out', required=True, metavar='DIR')
-    args = vars(parser.parse_args(argv))
+    return run_command(_run, vars(parser.parse_args(argv)))
+
+
+def _run(args: dict[str, Any]) -> None:
     write = {'segmentation': segmentation_lists, 'classes': class_lists}
     write = write[args.pop('kind')]
-    try:
-        written = write(Path(args.pop('pictures')), Path(args.pop('out')), **args)
-    except DenseSSLError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    for path in written:
+    for path in write(Path(args.pop('pictures')), Path(args.pop('out')), **args):
         print(path)
-    return 0
 
 
 def _names(folder: Path) -> list[str]:

@@ -15,10 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from densessl.engine.checkpoint import UNREADABLE, load_run
-from densessl.engine.launch import one_line
 from densessl.engine.pictures import use_pictures
-from densessl.errors import DenseSSLError
-from densessl.interop.backbone import BACKBONE_FILE, load_backbone, load_strictly
+from densessl.errors import DenseSSLError, one_line
+from densessl.interop.backbone import (
+    BACKBONE_FILE,
+    branch,
+    load_backbone,
+    load_strictly,
+)
 from densessl.interop.fingerprint import fingerprint
 from densessl.registry import MODELS
 
@@ -129,11 +133,7 @@ def backbone_weights(
 ) -> dict[str, Tensor]:
     """Weights of a branch's backbone, out of the state dict of the algorithm."""
     prefix = 'backbone.' if role == 'student' else 'teacher.backbone.'
-    return {
-        key.removeprefix(prefix): value
-        for key, value in state.items()
-        if key.startswith(prefix)
-    }
+    return branch(state, prefix)
 
 
 def build_part(part: dict, what: str) -> nn.Module:

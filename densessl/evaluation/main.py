@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import get_dist_info
 
 import densessl
+from densessl.command import run_command
 from densessl.engine.distributed import init_process_group
-from densessl.engine.launch import one_line, read_config
-from densessl.errors import DenseSSLError
+from densessl.engine.launch import read_config
+from densessl.errors import DenseSSLError, one_line
 from densessl.registry import EVALUATORS
 
 from .loading import KINDS, load_extractor
@@ -67,26 +66,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; users' errors end in one line and exit code 2."""
-    args = parse_args(argv)
     try:
-        evaluate(args)
-    except DenseSSLError as error:
-        if os.environ.get('DENSESSL_TRACEBACK'):
-            raise
-        print(f'error: {one_line(error)}', file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError:
-        print(
-            f'error: the GPU is full; lower --batch-size {args.batch_size}',
-            file=sys.stderr,
-        )
-        return 2
+        return run_command(_evaluate, parse_args(argv))
     except KeyboardInterrupt:
         return 130
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    try:
+        evaluate(args)
+    except torch.OutOfMemoryError as error:
+        raise DenseSSLError(
+            f'the GPU is full; lower --batch-size {args.batch_size}'
+        ) from error
 
 
 def evaluate(args: argparse.Namespace) -> Scores:

@@ -128,12 +128,16 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """State dict of the teacher's backbone alone; see `read_weights`."""
     state, about = read_weights(path)
-    backbone = {
-        key.removeprefix(_TEACHER): value
+    return branch(state, _TEACHER), about
+
+
+def branch(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict behind a prefix, which the names lose."""
+    return {
+        key.removeprefix(prefix): value
         for key, value in state.items()
-        if key.startswith(_TEACHER)
+        if key.startswith(prefix)
     }
-    return backbone, about
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], what: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
+from densessl.command import run_command
 from densessl.engine.checkpoint import write_atomically
-from densessl.engine.launch import one_line
 from densessl.errors import DenseSSLError
 from densessl.evaluation.loading import KINDS, hash_file
 
@@ -92,11 +90,4 @@ def run_export(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; users' errors end in one line and exit code 2."""
     args = parse_args(argv)
-    try:
-        run_export(args) if args.way == 'export' else run_import(args)
-    except DenseSSLError as error:
-        if os.environ.get('DENSESSL_TRACEBACK'):
-            raise
-        print(f'error: {one_line(error)}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(run_export if args.way == 'export' else run_import, args)

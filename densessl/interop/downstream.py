@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from densessl.engine.launch import one_line
+from densessl.command import run_command
 from densessl.errors import DenseSSLError
 
 from . import mmcv_ops
@@ -113,14 +113,4 @@ def main(argv: list[str] | None = None) -> int:
         'args', nargs=argparse.REMAINDER, help="the script's own; --help shows them"
     )
     args = parser.parse_args(argv)
-    try:
-        run(args.package, args.script, args.args)
-    except DenseSSLError as error:
-        if os.environ.get('DENSESSL_TRACEBACK'):
-            raise
-        print(f'error: {one_line(error)}', file=sys.stderr)
-        return 2
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 0
+    return run_command(run, args.package, args.script, args.args)

@@ -79,7 +79,7 @@ def export(
     path = Path(out)
     _check_path(path, target)
     backbone, about = load_network(checkpoint, student=student)
-    there = twin(backbone.eval(), target)
+    there = twin(backbone, target)
     state = there.keymap.there(there.state)
     found = installed(target)
     difference = None

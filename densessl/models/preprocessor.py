@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
+from densessl.datasets.transforms.on_device import augment_views
 from densessl.errors import DenseSSLError
 from densessl.registry import MODELS
 
@@ -51,24 +52,34 @@ class ViewPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """Normalise ``data['inputs']``, ``{role: (B, v, C, H, W)}``, uint8 or uint16.
 
+        With ``data['changes']``, ``{role: (B, v, 11)}``, colours are changed first: see
+        ``augment_on`` of :class:`~densessl.datasets.MultiCrop`.
+
         Returns:
             ``dict(inputs={role: (v, B, C, H, W) float}, geometry=...)``, on the device.
 
         Raises:
             DenseSSLError: mean and std are of other channels or of other units.
         """
-        inputs = {role: self._normalize(x) for role, x in data['inputs'].items()}
+        changes = data.get('changes', {})
+        inputs = {
+            role: self._normalize(x, changes.get(role))
+            for role, x in data['inputs'].items()
+        }
         geometry = data.get('geometry')
         return dict(
             inputs=inputs,
             geometry=None if geometry is None else geometry.to(self.device),
         )
 
-    def _normalize(self, views: Tensor) -> Tensor:
+    def _normalize(self, views: Tensor, changes: Tensor | None) -> Tensor:
         self._check(views)
         views = views.to(self.device, non_blocking=True).transpose(0, 1)
         if views.dtype == torch.uint16:  # torch knows no arithmetic of these
             views = views.float()
+        if changes is not None:
+            views = views.float().contiguous()
+            augment_views(views.flatten(0, 1), changes.transpose(0, 1).flatten(0, 1))
         return ((views - self.mean) / self.std).contiguous()
 
     def _check(self, views: Tensor) -> None:

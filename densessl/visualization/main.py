@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from densessl.command import run_command
 from densessl.datasets import read_image
 from densessl.datasets.transforms.multi_crop import MultiCrop
 from densessl.engine.launch import load_config
@@ -36,12 +36,7 @@ from .views import (
 def main(argv: list[str] | None = None) -> int:
     """Draw what the command line asks for; users' errors end in one line and code 2."""
     args = _parse(argv)
-    try:
-        args.draw(args)
-    except DenseSSLError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return run_command(args.draw, args)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

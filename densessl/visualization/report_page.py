@@ -10,7 +10,6 @@ import argparse
 import base64
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +18,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from densessl.command import run_command
 from densessl.errors import DenseSSLError
 
 from .curves import Series, read_scalars
@@ -76,14 +76,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR')
     parser.add_argument('--out', default='report.html', metavar='HTML')
-    args = parser.parse_args(argv)
-    try:
-        save_report(args.work_dirs, args.out)
-    except DenseSSLError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    return run_command(_report, parser.parse_args(argv))
+
+
+def _report(args: argparse.Namespace) -> None:
+    save_report(args.work_dirs, args.out)
     print(args.out)
-    return 0
 
 
 def save_report(folders: Sequence[Path | str], out: Path | str) -> None:

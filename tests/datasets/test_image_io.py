@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from densessl.datasets import image_io
 from densessl.datasets.image_io import (
     JpegImage,
     LoadImage,
@@ -261,6 +262,14 @@ def test_pillow_steps_in_for_opencv(monkeypatch, reduction):
     assert np.abs(found - wanted).mean() < 2
     with pytest.raises(UnreadableImageError, match=r'x\.jpg'):
         JpegImage(JPEG[:300], 'x.jpg', 45, 70).decode()
+
+
+@pytest.mark.parametrize('reduction', [1, 2, 4, 8])
+def test_old_opencv_gives_the_same_colours(monkeypatch, reduction):
+    image = open_image_bytes(JPEG, 'x.jpg')
+    wanted = image.decode(reduction)
+    monkeypatch.setattr(image_io, '_RGB', 0)
+    np.testing.assert_array_equal(image.decode(reduction), wanted)
 
 
 def test_error_survives_pickling():

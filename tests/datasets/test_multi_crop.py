@@ -254,6 +254,30 @@ def test_large_jpegs_are_decoded_small():
         assert np.abs(view.permute(1, 2, 0).numpy() - wanted).mean() < 1.0
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    height=st.integers(16, 3000),
+    width=st.integers(16, 3000),
+    orientation=st.sampled_from([1, 6]),
+    seed=st.integers(0, 2**32),
+)
+def test_small_decoding_never_makes_a_view_larger(height, width, orientation, seed):
+    image = JpegImage(b'', 'x', height, width, orientation)
+    crop, steps = MultiCrop(views=PAPER), []
+    rng = np.random.default_rng(seed)
+    boxes = crop.draw_boxes(height, width, rng)
+    sides = [view.size[0] for view in crop.views]
+    least = min(min(w, h) / s for (_, _, w, h), s in zip(boxes, sides, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JpegImage, 'decode', lambda _, step: steps.append(step))
+        _, cut, step = crop._decode(image, boxes)
+    assert steps == [step] and not (cut % step).any()
+    assert step == 1 or least >= step  # each view has its own resolution
+    if orientation == 1:
+        assert step == 8 or least < 2 * step  # and no smaller decoding would have
+    assert (boxes - cut).max() < step and (boxes >= cut).all()
+
+
 def test_one_demanding_crop_keeps_the_full_size():
     image = photo(300, 400)
     views = [

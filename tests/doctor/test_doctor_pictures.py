@@ -12,6 +12,7 @@ from doctor_setup import (  # noqa: F401
     assert_found,
     doctor,
     examine,
+    lines,
     need,
     off,
     pictures,
@@ -158,6 +159,15 @@ def test_folder_of_other_channels_without_a_config(tmp_path, examine, small):
     assert_found(out, 'fail', 'channels', 'mixed.npy', '4 channels', 'convert')
     out = examine(folder=None, arguments=['--data', tmp_path])
     assert_found(out, 'fail', 'channels', '20 of 5 x 16', '1 of 4 x 16', 'convert')
+
+
+def test_a_preset_is_fitted_and_examined_as_a_config_is(examine, pictures):
+    arguments = ['--preset', 'cpu', '--data', pictures]
+    out = examine(folder=None, arguments=arguments, code=0)
+    assert 'preset cpu (' in out and '32 images a step' in out
+    levels = {x.text.split()[0]: x.level for x in lines(out)}
+    assert levels['config'] == levels['steps'] == 'ok'
+    assert 'configs/presets/cpu.py is read to the last key' in out
 
 
 def test_missing_folder(examine, tmp_path):

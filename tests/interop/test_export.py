@@ -17,7 +17,7 @@ from densessl.interop import save_backbone
 from densessl.interop.convert import main
 from densessl.interop.export import export
 from densessl.interop.fingerprint import fingerprint
-from densessl.interop.twins import TARGETS, twin
+from densessl.interop.twins import TARGETS, largest_difference, twin
 from densessl.registry import MODELS
 
 STATISTICS = dict(mean=[127.5, 120.0, 100.0], std=[51.0, 51.0, 51.0])
@@ -189,6 +189,31 @@ def test_hugging_face_loads_its_folder(tmp_path):
         found = model.eval()(((images - mean) / std)[None]).last_hidden_state
     torch.testing.assert_close(found[:, 1:], expected.patches, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[:, 0], expected.cls, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('target', ['timm', 'torchvision-resnet'])
+def test_networks_in_training_are_compared_as_they_will_be_used(target):
+    backbone = MODELS.build(BACKBONES['resnet'])  # batch norm differs in training
+    there = twin(backbone, target)
+    module = there.build()
+    module.load_state_dict(there.keymap.there(there.state), strict=False)
+    assert largest_difference(there, module.train(), backbone.train()) < 1e-5
+
+
+def test_swin_is_built_for_a_comparison_alone(monkeypatch):
+    backbone = MODELS.build(BACKBONES['swin_windows'])
+    built = []
+
+    def build(*args, **options):
+        built.append(options['img_size'])
+        return type(backbone)(*args, **options)
+
+    monkeypatch.setattr('densessl.interop.twins.swin.SwinTransformer', build)
+    there = twin(backbone, 'timm')
+    assert not built
+    module = there.build()
+    module.load_state_dict(there.keymap.there(there.state))
+    assert largest_difference(there, module, backbone) < 1e-5 and built == [64]
 
 
 def test_a_name_that_stays_unfilled_stops_it(tmp_path, monkeypatch):

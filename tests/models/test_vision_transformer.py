@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Block
 
 from densessl.errors import DenseSSLError
 from densessl.models.backbones import VisionTransformer, resize_pos_embed
@@ -165,7 +166,7 @@ def test_references_are_masked_attention_of_timm(cls_token):
     mask[count:, count:] = torch.eye(3, dtype=torch.bool)
     x = torch.cat([x, references], 1)
     for block in model.blocks:
-        x = block(x, attn_mask=mask)
+        x = Block.forward(block, x, attn_mask=mask)  # timm's
     x = model.norm(x)
     layers = model.forward_layers(images, [0, -1], references=references)
     torch.testing.assert_close(layers[1].references, x[:, count:])
@@ -258,7 +259,7 @@ def test_last_reference_attention_is_a_masked_softmax(cls_token):
     mask[count:, count:].fill_diagonal_(0)
     x = torch.cat([x, references], 1)
     for block in model.blocks[:-1]:
-        x = block(x, attn_mask=mask)
+        x = Block.forward(block, x, attn_mask=mask)  # timm's
     block = model.blocks[-1]
     q, k, _ = block.attn.qkv(block.norm1(x)).chunk(3, -1)
     for head in (0, 1):

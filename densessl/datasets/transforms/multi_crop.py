@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from densessl.datasets.image_io import JpegImage
-from densessl.datasets.transforms.photometric import augment, to_levels, with_channels
+from densessl.datasets.transforms.on_device import pack
+from densessl.datasets.transforms.photometric import (
+    apply_changes,
+    draw_changes,
+    to_levels,
+    with_channels,
+)
 from densessl.errors import DenseSSLError
 from densessl.geometry import ViewGeometry
 from densessl.registry import TRANSFORMS
@@ -169,10 +175,14 @@ class MultiCrop:
             another view with each global view, have in common (DenseDINO: 0.02 and
             0.01); the global views are those of the first role. None: any crops.
         overlap_tries: how many times a crop is drawn again.
+        augment_on: ``'worker'`` changes colours here. ``'device'`` only draws how, into
+            ``results['changes']``, ``{role: tensor (v, 11)}``, and leaves the work to
+            :class:`~densessl.models.ViewPreprocessor`; RGB of 8 bits only.
 
     Raises:
-        DenseSSLError: no recipe, a bad recipe, roles that cannot be stacked, or an
-            overlap that no crop can have.
+        DenseSSLError: no recipe, a bad recipe, roles that cannot be stacked, an overlap
+            that no crop can have, another ``augment_on``, or other pictures than it
+            takes.
 
     Example:
         >>> MultiCrop(views=[
@@ -187,6 +197,7 @@ class MultiCrop:
         views: Sequence[ViewRecipe | Mapping[str, Any]],
         min_overlap: tuple[float, float] | None = None,
         overlap_tries: int = 20,
+        augment_on: str = 'worker',
     ) -> None:
         recipes = tuple(ViewRecipe.from_config(view) for view in views)
         if not recipes:
@@ -218,7 +229,14 @@ class MultiCrop:
             min_overlap = tuple(min_overlap)
         self.min_overlap = min_overlap
         self.overlap_tries = overlap_tries
+        if augment_on not in ('worker', 'device'):
+            raise DenseSSLError(
+                f"MultiCrop: augment_on={augment_on!r}; give 'worker' or 'device'"
+            )
+        self.augment_on = augment_on
         self._globals = self.roles[self.views[0].role]
+        self._view_sizes = np.array([view.size for view in self.views])
+        self._flips = np.array([view.flip for view in self.views])
         if self.min_overlap is not None:
             self._check_overlap()
 
@@ -234,28 +252,42 @@ class MultiCrop:
         boxes = self.draw_boxes(*source, rng)
         if self.min_overlap is not None:
             boxes, results['shrunk'] = self._keep_overlap(boxes, *source, rng)
-        flips = rng.random(self.num_views) < [view.flip for view in self.views]
+        flips = rng.random(self.num_views) < self._flips
         image, boxes, step = self._decode(image, boxes)
         channels = image.shape[2]
+        later = self.augment_on == 'device'
+        if later and (channels, image.itemsize) != (3, 1):
+            raise DenseSSLError(
+                f"MultiCrop: augment_on='device' takes RGB of 8 bits, and '"
+                f"{results.get('path')}' has {channels} channels of "
+                f"{8 * image.itemsize} bits; set augment_on='worker'"
+            )
         dtype = torch.uint8 if image.itemsize == 1 else torch.uint16
         inputs = {
             role: torch.empty(count, channels, *self._sizes[role], dtype=dtype)
             for role, count in self.roles.items()
         }
         planes = [view for stack in inputs.values() for view in stack.numpy()]
+        drawn = []
         for recipe, box, flip, out in zip(
             self.views, (boxes // step).tolist(), flips, planes, strict=True
         ):
             view = resize_crop(image, box, recipe.size)
             if flip:
                 view = with_channels(cv2.flip(view, 1))
-            cv2.split(augment(view, recipe, rng), list(out))
+            drawn.append(draw_changes(recipe, rng))
+            if not later:
+                view = apply_changes(view, drawn[-1])
+            cv2.split(view, list(out))
         results['inputs'] = inputs
+        if later:
+            numbers = pack(drawn).split(list(self.roles.values()))
+            results['changes'] = dict(zip(self.roles, numbers, strict=True))
         results['geometry'] = ViewGeometry.from_lists(
             box=boxes,
             flip=flips,
-            size=[view.size for view in self.views],
-            source=[source] * self.num_views,
+            size=self._view_sizes,
+            source=np.full((self.num_views, 2), source),
         )
         return results
 
@@ -282,8 +314,7 @@ class MultiCrop:
         """Decode what is not yet; returns the array, boxes on its grid, its step."""
         if not isinstance(image, JpegImage):
             return image, boxes, 1
-        outputs = np.array([view.size[::-1] for view in self.views])
-        step = image.reduction((boxes[:, 2:] / outputs).min())
+        step = image.reduction((boxes[:, :1:-1] / self._view_sizes).min())
         if self.min_overlap is not None:
             while step > 1 and not self._overlap_holds(boxes - boxes % step, image):
                 step //= 2

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from densessl.interop.backbone import branch
 from densessl.interop.keymap import KeyMap, Rule
 
-from .layout import Layout, State, Traits, branch, original_kind, weights_of
+from .layout import Layout, State, Traits, original_kind, weights_of
 from .reading import flatten
 from .tables import BACKBONES, CLASS_ATTENTION, PROJECTOR, Line, behind, center
 

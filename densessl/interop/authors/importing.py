@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from densessl.errors import DenseSSLError
-from densessl.interop.backbone import save_weights
+from densessl.interop.backbone import branch, save_weights
 from densessl.registry import MODELS
 
 from . import dino, loca, moby, plain
 from .architecture import backbone_config, kind_of
 from .guess import guess
-from .layout import MEAN, STD, Layout, State, Traits, branch
+from .layout import MEAN, STD, Layout, State, Traits
 from .reading import flatten, read_checkpoint
 from .whole import check_whole, fill_branches
 

@@ -80,15 +80,6 @@ def original_kind(names: list[str]) -> str:
     )
 
 
-def branch(state: State, prefix: str) -> State:
-    """The part of a state dict behind a prefix."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in state.items()
-        if name.startswith(prefix)
-    }
-
-
 def weights_of(checkpoint: Mapping) -> Mapping:
     """The dict of weights in a file that has nothing else to offer."""
     for key in ('state_dict', 'model', 'teacher'):

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from densessl.errors import DenseSSLError
+from densessl.interop.backbone import branch
 from densessl.interop.keymap import Extra, KeyMap, Own, Rule
 
-from .layout import Layout, State, Traits, branch
+from .layout import Layout, State, Traits
 from .reading import flatten
 from .tables import Line, behind
 

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from densessl.interop import layouts
+from densessl.interop.backbone import branch
 from densessl.interop.keymap import Extra, KeyMap, Rule
 
-from .layout import Layout, State, Traits, branch, original_kind, weights_of
+from .layout import Layout, State, Traits, original_kind, weights_of
 from .reading import flatten
 from .tables import Line, behind, lines_of, same
 

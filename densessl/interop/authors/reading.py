@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import zipfile
 from collections import OrderedDict
@@ -16,19 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from densessl.engine.checkpoint import UNREADABLE
 from densessl.errors import DenseSSLError
-
-# A torn file can make torch's unpickler fail in any of these ways.
-_TORN = (
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    UnicodeDecodeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -96,7 +84,7 @@ def _read_zip(path: Path) -> Any:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name.replace('/', '.'): arrays[name] for name in arrays.files}
-    except (*_TORN, zipfile.BadZipFile) as error:
+    except (*UNREADABLE, zipfile.BadZipFile) as error:
         raise _torn(path, error) from error
 
 
@@ -106,7 +94,7 @@ def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except _TORN as error:
+    except UNREADABLE as error:
         found = re.search(r'GLOBAL ([\w.]+)', str(error))
         if found is None:
             raise _torn(path, error) from error
@@ -142,7 +130,7 @@ def _read_msgpack(path: Path) -> Any:
     try:
         with open(path, 'rb') as file:
             tree = msgpack.unpack(file, ext_hook=_flax_array, strict_map_key=False)
-    except (*_TORN, msgpack.UnpackException) as error:
+    except (*UNREADABLE, msgpack.UnpackException) as error:
         raise DenseSSLError(
             f'{path}: no checkpoint of torch, safetensors, npz or Flax, or a torn one '
             f'({_brief(error)}); get the file again'

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from densessl.errors import DenseSSLError
+from densessl.interop.backbone import branch
 from densessl.models.batch_norm import BatchNormMLP
 from densessl.models.heads.position_head import PositionHead
 from densessl.models.heads.projector import DINOProjector
 from densessl.models.necks import ClassAttentionNeck
 from densessl.registry import MODELS
 
-from .layout import State, branch
+from .layout import State
 
 BRANCHES = ('', 'teacher.')
 

@@ -60,8 +60,9 @@ def largest_difference(twin: Twin, module: nn.Module, ours: nn.Module) -> float:
     channels = next(value for value in twin.state.values() if value.ndim == 4).shape[1]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, channels, twin.size, twin.size, generator=generator)
-    reference = twin.reference or (lambda x: ours.eval()(x).patches)
+    reference = twin.reference or (lambda x: ours(x).patches)
     module.eval()
+    ours.eval()  # the reference may be a part of it
     with torch.no_grad():
         expected = reference(images)
         found = twin.features(module, images)

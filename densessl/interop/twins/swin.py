@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import timm
 from torch import Tensor, nn
@@ -46,9 +46,8 @@ def swin_twin(backbone: nn.Module, target: str) -> Twin | None:
         return None
     keymap, config, build, features, scale = builders[target](shape, target)
     size = scale * shape.size
-    return Twin(
-        keymap, state, config, build, features, size, _swin_of_size(shape, state, size)
-    )
+    reference = partial(_features_of_size, shape, state, size)
+    return Twin(keymap, state, config, build, features, size, reference)
 
 
 def _table(stage: int) -> str:
@@ -78,10 +77,10 @@ class _SwinShape:
         return self.windows[0]
 
 
-def _swin_of_size(
-    shape: _SwinShape, state: dict[str, Tensor], size: int
-) -> Callable[[Tensor], Tensor]:
-    """Our Swin with the shifts that images of another size have."""
+def _features_of_size(
+    shape: _SwinShape, state: dict[str, Tensor], size: int, images: Tensor
+) -> Tensor:
+    """Patch tokens of our Swin, with the shifts that images of another size have."""
     ours = SwinTransformer(
         shape.arch,
         img_size=size,
@@ -90,7 +89,7 @@ def _swin_of_size(
         drop_path_rate=0.0,
     )
     ours.load_state_dict(state)
-    return lambda x: ours.eval()(x).patches
+    return ours.eval()(images).patches
 
 
 def _swin_pyramid(shape: _SwinShape, target: str):

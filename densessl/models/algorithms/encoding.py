@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from densessl.models.backbones.vision_transformer import VisionTransformer
 from densessl.models.features import Tokens, ViewFeatures
+from densessl.models.heads.base import Head
 from densessl.models.patch_drop import PatchDrop, gather_tokens
 
 
@@ -31,6 +33,7 @@ def encode_views(
     no_positions: Collection[str] = (),
     points: Mapping[str, Tensor] | None = None,
     reference_tokens: Callable[[Tensor, tuple[int, int]], Tensor] | None = None,
+    patches: Collection[str] | None = None,
 ) -> ViewFeatures:
     """Features of a branch: one forward for all views of a size, treated alike.
 
@@ -42,6 +45,8 @@ def encode_views(
         no_positions: roles seen without position embeddings.
         points: by role ``(v, B, m, 2)``, the reference points that views carry.
         reference_tokens: from points ``(v * B, m, 2)`` and a grid to their tokens.
+        patches: roles whose patch tokens are read, None for all. Of others, unless they
+            share a forward with these, the features have ``(v, B, 0, D)`` of them.
     """
     drop, points = drop or {}, points or {}
     wanted = [role for role in inputs if roles is None or role in roles]
@@ -63,6 +68,8 @@ def encode_views(
             images = torch.cat([inputs[role] for role in group])
         shape = images.shape[:2]
         options: dict = dict(positions=False) if group[0] in no_positions else {}
+        if patches is not None and not {*patches, *drop}.intersection(group):
+            options['patches'] = False
         if group[0] in points:
             grid = _grid(branch.backbone, images)
             places = torch.cat([points[role] for role in group]).flatten(0, 1)
@@ -81,8 +88,8 @@ def encode_views(
             branch.neck.pool(out).unflatten(0, shape).split(counts),
             strict=True,
         )
-        for role, patches, representation in parts:
-            tokens[role], grids[role] = patches, out.grid
+        for role, own, representation in parts:
+            tokens[role], grids[role] = own, out.grid
             pooled[role] = representation
     return ViewFeatures(
         pooled=torch.cat([pooled[role] for role in wanted]),
@@ -94,6 +101,29 @@ def encode_views(
         references=references,
         places=view_places(inputs),
     )
+
+
+def patch_roles(
+    branch: nn.Module, heads: Mapping[str, Head], student: bool
+) -> set[str] | None:
+    """Roles whose patch tokens anybody reads of a branch's views; None for all.
+
+    Args:
+        branch: as in :func:`encode_views`.
+        heads: those that take part.
+        student: whether the branch is the student.
+    """
+    vit = isinstance(branch.backbone, VisionTransformer)
+    if not vit or getattr(branch.neck, 'needs_patches', True):
+        return None
+    reading = [head for head in heads.values() if head.needs_patches]
+    return union(h.student_roles if student else h.teacher_roles for h in reading)
+
+
+def union(roles: Iterable[tuple[str, ...] | None]) -> set[str] | None:
+    """Roles that any head asks for; None, for all, where one asks for all."""
+    roles = list(roles)
+    return None if None in roles else {role for some in roles for role in some}
 
 
 def view_places(inputs: Mapping[str, Tensor]) -> dict[str, slice]:

@@ -20,7 +20,7 @@ from densessl.registry import MODELS, TASK_UTILS
 from densessl.schedules import Progress, cosine
 
 from . import checks
-from .encoding import Branch, encode_views, view_places
+from .encoding import Branch, encode_views, patch_roles, union, view_places
 from .low_memory import recomputed
 
 
@@ -133,7 +133,7 @@ class SelfDistillation(BaseModel):
         checks.check_neck(self.neck, self.heads)
         checks.check_points(self.backbone, self.heads)
         checks.check_drop(self.backbone, self.heads, self.drop, self.no_positions)
-        seen = _union(head.student_roles for head in self.heads.values())
+        seen = union(head.student_roles for head in self.heads.values())
         if self.no_positions and seen == set(self.no_positions):
             self.backbone.pos_embed.requires_grad_(False)  # DDP waits for gradients
 
@@ -163,9 +163,9 @@ class SelfDistillation(BaseModel):
                 points = head.place_points(geometry, view_places(inputs))
         with torch.no_grad():
             teacher = self._features(
-                self.teacher, inputs, self._teacher_roles, points[1]
+                self.teacher, inputs, self._teacher_roles, points[1], heads
             )
-        student = self._features(self, inputs, self._student_roles, points[0])
+        student = self._features(self, inputs, self._student_roles, points[0], heads)
         log, total = {}, 0.0
         self.monitored = {}
         for name, head in heads.items():
@@ -237,11 +237,11 @@ class SelfDistillation(BaseModel):
 
     @property
     def _teacher_roles(self) -> set[str] | None:
-        return _union(head.teacher_roles for head in self.active_heads.values())
+        return union(head.teacher_roles for head in self.active_heads.values())
 
     @property
     def _student_roles(self) -> set[str] | None:
-        return _union(head.student_roles for head in self.active_heads.values())
+        return union(head.student_roles for head in self.active_heads.values())
 
     @property
     def momentum(self) -> float:
@@ -278,8 +278,12 @@ class SelfDistillation(BaseModel):
         inputs: dict[str, Tensor],
         roles: set[str] | None,
         points: dict[str, Tensor] | None = None,
+        readers: dict[str, Head] | None = None,
     ) -> ViewFeatures:
+        """Features of a branch; with ``readers`` of what these heads read alone."""
         student, options = branch is self, {}
+        if readers is not None:
+            options['patches'] = patch_roles(branch, readers, student)
         for name, head in self.active_heads.items():
             if head.needs_points:
                 options['reference_tokens'] = partial(
@@ -341,9 +345,3 @@ class SelfDistillation(BaseModel):
             last_layer = getattr(self.projectors[name], 'last_layer', None)
             if last_layer is not None and epochs < head.freeze_last_layer_epochs:
                 last_layer.zero_grad()
-
-
-def _union(roles: Iterable[tuple[str, ...] | None]) -> set[str] | None:
-    """Roles that any head asks for; None, for all, where one asks for all."""
-    roles = list(roles)
-    return None if None in roles else {role for some in roles for role in some}

@@ -28,6 +28,7 @@ if dependency.WITH_MULTIMODAL and _lacks_what_mmpretrain_imports():
 with warnings.catch_warnings():  # mmcv-lite has no compiled ops, and we need none
     warnings.filterwarnings('ignore', message='Fail to import')
     from mmpretrain.models import SwinTransformer
+    from mmpretrain.models.backbones.swin_transformer import SwinBlock
     from mmpretrain.models.utils.attention import ShiftWindowMSA
 
-__all__ = ['ShiftWindowMSA', 'SwinTransformer']
+__all__ = ['ShiftWindowMSA', 'SwinBlock', 'SwinTransformer']

@@ -1,11 +1,13 @@
-"""A transformer block that also carries tokens which nobody attends to."""
+"""A transformer block that does no more than is asked for, and carries references."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
+
+from .stochastic_depth import Kept
 
 
 class ReferenceBlock(Block):
@@ -14,34 +16,56 @@ class ReferenceBlock(Block):
     A reference token attends to the patches and to itself, and nobody else attends to
     it. So it needs no mask: the ordinary tokens go through timm's own operations, in
     the same shapes as without, and the few queries of the references go apart.
+
+    Samples that a drop path drops do not go through the branch; and where the first
+    tokens alone are asked for, the others have keys and values and nothing else.
     """
 
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        """The block's output.
+
+        Args:
+            x: ``(B, T, D)``.
+            rows: how many tokens, the first, are asked for; None for all.
+
+        Returns:
+            ``(B, rows, D)``, or ``(B, T, D)``.
+        """
+        kept = Kept.draw(self.drop_path1, x)
+        x = kept.add(x[:, :rows], self._attend(kept.of(self.norm1(x)), rows))
+        kept = Kept.draw(self.drop_path2, x)
+        return kept.add(x, self.mlp(kept.of(self.norm2(x))))
+
     def with_references(
-        self, x: Tensor, references: Tensor, first: int
+        self, x: Tensor, references: Tensor, first: int, rows: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """The block's output for both kinds of tokens.
 
         Args:
-            x: ``(B, T, D)`` ordinary tokens; the output equals ``forward(x)``.
+            x: ``(B, T, D)`` ordinary tokens; the output equals ``forward(x, rows)``.
             references: ``(B, M, D)``.
             first: the first token of ``x`` that references attend to; 1 skips a class
                 token.
+            rows: as in ``forward``.
         """
-        attn = self.attn
-        queries, keys, values = self._qkv(x)
-        own = self._qkv(references)
+        kept = Kept.draw(self.drop_path1, x)
+        queries, keys, values = self._qkv(kept.of(self.norm1(x)), rows)
+        own = self._qkv(kept.of(self.norm1(references)))
         out = F.scaled_dot_product_attention(queries, keys, values)
         seen = attend_apart(*own, keys[:, :, first:], values[:, :, first:])
-        residuals = [attn.proj(y.transpose(1, 2).flatten(2)) for y in (out, seen)]
-        residuals = _drop_path(self.drop_path1, *residuals)
-        x, references = x + residuals[0], references + residuals[1]
-        residuals = [self.mlp(self.norm2(y)) for y in (x, references)]
-        residuals = _drop_path(self.drop_path2, *residuals)
-        return x + residuals[0], references + residuals[1]
+        both = (x[:, :rows], out), (references, seen)
+        x, references = (
+            kept.add(y, self.attn.proj(z.transpose(1, 2).flatten(2))) for y, z in both
+        )
+        kept = Kept.draw(self.drop_path2, x)
+        x, references = (
+            kept.add(y, self.mlp(kept.of(self.norm2(y)))) for y in (x, references)
+        )
+        return x, references
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights of ordinary tokens ``(B, T, D)``: ``(B, heads, T, T)``."""
-        queries, keys, _ = self._qkv(x)
+        queries, keys, _ = self._qkv(self.norm1(x))
         return (queries * self.attn.scale @ keys.mT).softmax(-1)
 
     def reference_attention(self, x: Tensor, references: Tensor, first: int) -> Tensor:
@@ -52,12 +76,30 @@ class ReferenceBlock(Block):
             references: ``(B, M, D)``.
             first: as in ``with_references``; ``N = T - first``.
         """
-        queries, own_keys, _ = self._qkv(references)
-        return shares_apart(queries, own_keys, self._qkv(x)[1][:, :, first:])
+        queries, own_keys, _ = self._qkv(self.norm1(references))
+        keys = self._qkv(self.norm1(x))[1]
+        return shares_apart(queries, own_keys, keys[:, :, first:])
 
-    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.attn.num_heads, -1))
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def _attend(self, x: Tensor, rows: int | None) -> Tensor:
+        if rows is None:
+            return self.attn(x)
+        out = F.scaled_dot_product_attention(*self._qkv(x, rows))
+        return self.attn.proj(out.transpose(1, 2).flatten(2))
+
+    def _qkv(self, x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first tokens, keys and values of all, of normed ``x``."""
+        layer, heads = self.attn.qkv, (self.attn.num_heads, -1)
+        if rows is None:
+            qkv = layer(x).unflatten(-1, (3, *heads))
+            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        parts = [x.shape[-1], 2 * x.shape[-1]]
+        weights, biases = layer.weight.split(parts), layer.bias.split(parts)
+        queries = F.linear(x[:, :rows], weights[0], biases[0])
+        keys_values = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, *heads))
+        return (
+            queries.unflatten(-1, heads).transpose(1, 2),
+            *keys_values.permute(2, 0, 3, 1, 4).unbind(0),
+        )
 
 
 def attend_apart(
@@ -84,11 +126,3 @@ def shares_apart(queries: Tensor, own_keys: Tensor, keys: Tensor) -> Tensor:
     queries = queries * queries.shape[-1] ** -0.5
     own = (queries * own_keys).sum(-1, keepdim=True)
     return torch.cat([queries @ keys.mT, own], -1).softmax(-1)
-
-
-def _drop_path(path: nn.Module, *residuals: Tensor) -> tuple[Tensor, ...]:
-    """Apply timm's drop path, the same images dropped from each of ``residuals``."""
-    if not (path.training and getattr(path, 'drop_prob', 0)):
-        return residuals
-    scale = path(residuals[0].new_ones(len(residuals[0]), 1, 1))
-    return tuple(residual * scale for residual in residuals)

@@ -14,7 +14,7 @@ from densessl.registry import MODELS
 
 from .openmmlab import SwinTransformer as MMSwinTransformer
 from .vision_transformer import block_numbers, init_linear
-from .window_attention import LeanShiftWindowMSA
+from .window_attention import LeanShiftWindowMSA, LeanSwinBlock
 
 
 @MODELS.register_module()
@@ -78,6 +78,7 @@ class SwinTransformer(BaseModule):
             for block in stage.blocks:
                 block.ffn.layers = LeanLayers(*block.ffn.layers)
                 block.attn.__class__ = LeanShiftWindowMSA  # the same parameters
+                block.__class__ = LeanSwinBlock
         self.model.apply(init_linear)
         for name, parameter in self.model.named_parameters():
             if name.endswith('relative_position_bias_table'):

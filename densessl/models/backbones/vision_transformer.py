@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from densessl.models.features import Tokens
 from densessl.models.mlp import LeanMlp
 from densessl.registry import MODELS
 
+from .position_embedding import resize_pos_embed, sample_pos_embed
 from .reference_block import ReferenceBlock
 
 # width, depth, heads
@@ -48,44 +48,6 @@ def block_numbers(layers: Sequence[int], depth: int, model: str) -> list[int]:
             f'from 0 to {depth - 1}'
         )
     return [layer % depth for layer in layers]
-
-
-def resize_pos_embed(
-    table: Tensor,
-    grid: tuple[int, int],
-    offset: float = 0.1,
-    mode: Literal['bicubic', 'bilinear'] = 'bicubic',
-) -> Tensor:
-    """Position embeddings for another grid.
-
-    Args:
-        table: ``(1, h0, w0, D)``.
-        grid: ``(h, w)`` to resize to.
-        offset: added to ``h`` and ``w`` before the scale is taken. DINO's code, which
-            the methods here build on, resizes by ``(h + 0.1) / h0`` and so samples at
-            slightly shifted places; 0 gives the plain resize. Bicubic only.
-        mode: ``'bicubic'`` without antialiasing (DINO's code), or ``'bilinear'`` with
-            it (LOCA's).
-
-    Returns:
-        ``(1, h * w, D)``; the table itself where the grids are equal.
-    """
-    h0, w0 = table.shape[1:3]
-    if (h0, w0) == tuple(grid):
-        return table.flatten(1, 2)
-    table_chw = table.permute(0, 3, 1, 2).float()
-    if mode == 'bilinear':
-        resized = F.interpolate(table_chw, size=grid, mode=mode, antialias=True)
-    else:
-        resized = F.interpolate(
-            table_chw,
-            scale_factor=((grid[0] + offset) / h0, (grid[1] + offset) / w0),
-            mode='bicubic',
-            recompute_scale_factor=False,
-        )
-    if resized.shape[2:] != tuple(grid):
-        raise AssertionError(f'{tuple(resized.shape)} for a grid of {grid}')
-    return resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
 
 @MODELS.register_module()
@@ -198,6 +160,7 @@ class VisionTransformer(BaseModule):
         keep: Tensor | None = None,
         references: Tensor | None = None,
         positions: bool = True,
+        patches: bool = True,
     ) -> Tokens:
         """Tokens of the last block.
 
@@ -209,9 +172,13 @@ class VisionTransformer(BaseModule):
                 themselves, and that nobody attends to: with them or without, class
                 token and patches are the same.
             positions: whether the tokens get their position embeddings.
+            patches: whether the patch tokens are asked for. Without them the last block
+                has keys and values of patches, and all else of it for class token and
+                references alone, which come out the same.
 
         Returns:
-            :class:`Tokens`; with ``keep``, ``patches`` is ``(B, n, D)``.
+            :class:`Tokens`; with ``keep``, ``patches`` is ``(B, n, D)``, and if they
+            are not asked for ``(B, 0, D)``.
         """
         return self.forward_layers(
             images,
@@ -219,6 +186,7 @@ class VisionTransformer(BaseModule):
             keep=keep,
             references=references,
             positions=positions,
+            patches=patches,
         )[0]
 
     def forward_layers(
@@ -229,6 +197,7 @@ class VisionTransformer(BaseModule):
         keep: Tensor | None = None,
         references: Tensor | None = None,
         positions: bool = True,
+        patches: bool = True,
         norm: bool = True,
     ) -> list[Tokens]:
         """Tokens after chosen blocks; see ``forward``.
@@ -239,6 +208,7 @@ class VisionTransformer(BaseModule):
             keep: as in ``forward``.
             references: as in ``forward``.
             positions: as in ``forward``.
+            patches: as in ``forward``, of the last of the chosen blocks.
             norm: whether each goes through the final norm.
         """
         wanted = block_numbers(layers, len(self.blocks), 'VisionTransformer')
@@ -246,10 +216,11 @@ class VisionTransformer(BaseModule):
         first = int(self.cls_token is not None)
         outputs = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            rows = first if i == max(wanted) and not patches else None
             if references is None:
-                x = block(x)
+                x = block(x, rows)
             else:
-                x, references = block.with_references(x, references, first)
+                x, references = block.with_references(x, references, first, rows)
             if i in wanted:
                 final = self.norm if norm else nn.Identity()
                 out = final(x)
@@ -348,18 +319,7 @@ class VisionTransformer(BaseModule):
                 'of the view in [0, 1]'
             )
         _, table = self._position_table()
-        side = self._table_side
-        offset = 0.0 if grid == (side, side) else self.pos_embed_offset
-        h, w = grid
-        shift = points.new_tensor([w / (w + offset), h / (h + offset)])
-        sampled = F.grid_sample(
-            table.permute(0, 3, 1, 2).float(),
-            (2 * points * shift - 1)[None].float(),
-            mode='bicubic',
-            padding_mode='border',
-            align_corners=False,
-        )
-        return sampled[0].permute(1, 2, 0).to(table.dtype)
+        return sample_pos_embed(table, points, grid, self.pos_embed_offset)
 
     def _position_table(self) -> tuple[Tensor | None, Tensor]:
         """The class token's ``(1, 1, D)`` and the patches' ``(1, h0, w0, D)``."""

@@ -1,4 +1,4 @@
-"""Swin's window attention that spends nothing on filled-up tokens."""
+"""Swin's block and window attention, without work on what is thrown away."""
 
 from __future__ import annotations
 
@@ -8,7 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .openmmlab import ShiftWindowMSA
+from .openmmlab import ShiftWindowMSA, SwinBlock
+from .stochastic_depth import Kept
+
+
+class LeanSwinBlock(SwinBlock):
+    """MMPretrain's; samples that a drop path drops do not go through the branch."""
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """The block's output.
+
+        Args:
+            x: ``(B, H * W, C)``.
+            hw_shape: ``(H, W)``.
+        """
+        kept = Kept.draw(self.attn.drop, x)
+        x = kept.add(x, self.attn(kept.of(self.norm1(x)), hw_shape))
+        kept = Kept.draw(self.ffn.dropout_layer, x)
+        return kept.add(x, self.ffn.layers(kept.of(self.norm2(x))))
 
 
 class LeanShiftWindowMSA(ShiftWindowMSA):
@@ -21,7 +38,7 @@ class LeanShiftWindowMSA(ShiftWindowMSA):
     """
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Attended tokens.
+        """Attended tokens; the drop path is left to the block.
 
         Args:
             query: ``(B, H * W, C)``.
@@ -59,7 +76,7 @@ class LeanShiftWindowMSA(ShiftWindowMSA):
         if shift:
             x = x.roll((shift, shift), (1, 2))
         x = x[:, :height, :width].flatten(1, 2)
-        return self.drop(msa.proj(x))
+        return msa.proj(x)
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
         """Relative position bias, ``(heads, N, N)``."""

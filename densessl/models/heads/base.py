@@ -38,6 +38,8 @@ class Head(nn.Module):
             the recipe's first.
         teacher_roles: roles of the views the teacher must see, None for all.
         student_roles: roles of the views the student must see, None for all.
+        needs_patches: whether the head reads patch tokens, not representations and
+            reference tokens alone.
         whole_views: whether the head needs every patch of the student's views.
         needs_geometry: whether the batch must say where each view lies.
         needs_points: whether the backbone must carry reference tokens for the head.
@@ -50,6 +52,7 @@ class Head(nn.Module):
     target_role: str | None = None
     teacher_roles: tuple[str, ...] | None = None
     student_roles: tuple[str, ...] | None = None
+    needs_patches: bool = True
     whole_views: bool = True
     needs_geometry: bool = False
     needs_points: bool = False

@@ -98,6 +98,7 @@ class ContrastiveHead(PredictionHead):
         DenseSSLError: an option is out of range.
     """
 
+    needs_patches = False
     whole_views = False
     queue: Tensor
     enqueued: Tensor

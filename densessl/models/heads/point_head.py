@@ -52,6 +52,7 @@ class PointHead(DistillationHead):
         DenseSSLError: no points, or a number that gives no square grid.
     """
 
+    needs_patches = False
     needs_geometry = True
     needs_points = True
 

@@ -32,6 +32,7 @@ class ViewHead(DistillationHead):
         **options: see :class:`DistillationHead`.
     """
 
+    needs_patches = False
     whole_views = False
 
     def __init__(

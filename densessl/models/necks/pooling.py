@@ -14,7 +14,12 @@ class Neck(nn.Module):
 
     A neck answers three questions: the representation of a view (``pool``), of a patch
     before its projector (``normalize``), and of a set of patches (``aggregate``).
+
+    Attributes:
+        needs_patches: whether ``pool`` reads patch tokens.
     """
+
+    needs_patches = True
 
     def pool(self, tokens: Tokens) -> Tensor:
         """Representation of each image, ``(B, D)``."""
@@ -53,6 +58,8 @@ class ClassTokenNeck(Neck):
     Args:
         embed_dims: width of the tokens; given by the algorithm.
     """
+
+    needs_patches = False
 
     def __init__(self, embed_dims: int) -> None:
         super().__init__()

@@ -88,8 +88,8 @@ def test_measured_step_has_all_phases(small_config):
     assert all(times.milliseconds[phase] > 0 for phase in PHASES)
     assert 0.2 < phases / times.milliseconds['step'] < 5  # two different steps
     assert 0 < times.fixed_gib < times.peak_gib
-    assert 0.1 < times.base_gib < times.peak_gib  # Python and its libraries
-    assert times.above_gib < times.peak_gib - times.base_gib
+    assert 0.1 < times.base_gib <= times.peak_gib  # equal after larger tests
+    assert times.above_gib <= times.peak_gib - times.base_gib
     assert times.gflop > 0
     seconds = times.milliseconds['step'] / 1e3
     assert times.images_per_second == pytest.approx(2 / seconds)

@@ -182,7 +182,7 @@ def test_page_lists_every_check():
     assert names <= listed
     assert listed - names == {'Python', 'import', 'step', 'data'}
     commands = re.findall(r'^python tools/doctor\.py(.*)$', page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         path = main.parse(shlex.split(command)).config
         assert path is None or (ROOT / path).is_file()

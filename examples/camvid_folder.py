@@ -13,34 +13,47 @@ from pathlib import Path
 
 import cv2
 
+from densessl.command import run_command
+from densessl.errors import DenseSSLError
+
 
 def main() -> int:
-    """Write the folder; 2 if SOURCE is not one."""
+    """Write the folder; users' errors end in one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', type=Path)
     parser.add_argument('out', type=Path)
     args = parser.parse_args()
+    return run_command(convert, args.source, args.out)
+
+
+def convert(source: Path, out: Path) -> None:
+    """Write the folder.
+
+    Raises:
+        DenseSSLError: a split has no picture, or a picture or its mask cannot be read.
+    """
     for split in ('train', 'val'):
-        pictures = sorted((args.source / split).glob('*.png'))
+        pictures = sorted((source / split).glob('*.png'))
         if not pictures:
-            print(
-                f"error: there is no {split}/*.png in '{args.source}'; "
-                "name the tutorial's folder CamVid",
-                file=sys.stderr,
+            raise DenseSSLError(
+                f"there is no {split}/*.png in '{source}'; name the tutorial's folder "
+                'CamVid'
             )
-            return 2
         for kind in ('images', 'annotations'):
-            (args.out / kind / split).mkdir(parents=True, exist_ok=True)
+            (out / kind / split).mkdir(parents=True, exist_ok=True)
         for path in pictures:
             image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            mask = args.source / f'{split}annot' / path.name
-            jpeg = args.out / 'images' / split / f'{path.stem}.jpg'
+            mask = source / f'{split}annot' / path.name
+            if image is None or not mask.is_file():
+                raise DenseSSLError(
+                    f'{path}: it or its mask {mask} cannot be read; clone the tutorial '
+                    'again'
+                )
+            jpeg = out / 'images' / split / f'{path.stem}.jpg'
             cv2.imwrite(str(jpeg), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-            (args.out / 'annotations' / split / path.name).write_bytes(
-                mask.read_bytes()
-            )
-        print(f"{len(pictures)} pictures of '{split}' in {args.out}")
-    return 0
+            copy = out / 'annotations' / split / path.name
+            copy.write_bytes(mask.read_bytes())
+        print(f"{len(pictures)} pictures of '{split}' in {out}")
 
 
 if __name__ == '__main__':

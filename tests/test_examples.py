@@ -170,3 +170,24 @@ def test_camvid_supervised_learns_what_the_labels_say(
     first, last = map(float, re.findall(r'loss ([\d.]+)', capsys.readouterr().out))
     assert first > 1.5 and last < 0.5 * first
     assert load_backbone(out).embed_dims == 16
+
+
+@pytest.mark.parametrize(
+    ('folders', 'message'),
+    [
+        ((), 'there is no train/*.png in'),
+        (('train',), 'it or its mask'),
+    ],
+)
+def test_camvid_folder_says_what_is_missing(
+    tmp_path, monkeypatch, capsys, folders, message
+):
+    module = runpy.run_path(str(ROOT / 'examples/camvid_folder.py'))
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / 'a.png'), np.zeros((8, 8, 3), np.uint8))
+    words = ['camvid_folder.py', str(tmp_path), str(tmp_path / 'out')]
+    monkeypatch.setattr(sys, 'argv', words)
+    assert module['main']() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ') and message in line and '; ' in line

@@ -156,7 +156,6 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _growth(args: argparse.Namespace) -> None:
-    _check_config(args.config)
     cfg = load_config(training_args([args.config]))
     for found in growth.measure_growth(cfg, steps=args.steps):
         steps = ', '.join(

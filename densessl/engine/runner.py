@@ -42,7 +42,11 @@ class Runner(mmengine.runner.Runner):
 
     def register_default_hooks(self, hooks: dict[str, dict | None] | None = None):
         """Also take None for a hook that is not MMEngine's, which leaves it out."""
-        kept = {k: v for k, v in (hooks or {}).items() if v or k in _THEIR_HOOKS}
+        kept = {
+            name: hook
+            for name, hook in (hooks or {}).items()
+            if hook is not None or name in _THEIR_HOOKS
+        }
         super().register_default_hooks(kept)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:

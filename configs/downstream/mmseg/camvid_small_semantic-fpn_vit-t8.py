@@ -4,7 +4,7 @@ For trying the way from pretraining to a segmentor, and for tests: the pictures 
 third of their size. Measured: docs/downstream_mmseg.md.
 """
 
-_base_ = ['_base_/segmentor.py', '_base_/data/camvid.py', '_base_/runtime.py']
+_base_ = ['_base_/semantic_fpn.py', '_base_/data/camvid.py', '_base_/runtime.py']
 crop_size = (128, 160)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -54,14 +54,10 @@ model = dict(
         dict(type='FPN', in_channels=[96] * 4, out_channels=64, num_outs=4),
     ],
     decode_head=dict(
-        type='FPNHead',
         in_channels=[64] * 4,
-        in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
         channels=64,
         num_classes=_base_.num_classes,
         ignore_index=_base_.ignore_index,
-        norm_cfg=dict(type='SyncBN'),
     ),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

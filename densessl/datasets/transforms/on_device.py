@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densessl.datasets.transforms.photometric import _LUMA, Changes
+from densessl.datasets.transforms.photometric import LUMA, Changes
 
 _NEVER = 256.0  # a threshold above all levels
 
@@ -81,8 +81,8 @@ def bells(sigma: Tensor) -> Tensor:
 
 def _gray(views: Tensor) -> Tensor:
     """``(N, 1, H, W)``."""
-    weights = torch.tensor(_LUMA, device=views.device).view(1, 3, 1, 1)
-    return (views * weights).sum(1, keepdim=True)
+    r, g, b = views.split(1, dim=1)
+    return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
 
 
 def _brightness(views: Tensor, factor: Tensor) -> Tensor:
@@ -105,8 +105,7 @@ def _hue(views: Tensor, shift: Tensor) -> Tensor:
     safe = chroma.clamp(min=1e-6)
     hue = torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)
     hue = torch.where(value == r, (g - b) / safe, hue) + 6 * shift
-    corners = torch.tensor([5.0, 3.0, 1.0], device=views.device).view(1, 3, 1, 1)
-    place = (hue + corners) % 6
+    place = torch.cat([hue + 5, hue + 3, hue + 1], 1) % 6
     return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
 
 

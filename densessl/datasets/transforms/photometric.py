@@ -20,8 +20,8 @@ import numpy as np
 if TYPE_CHECKING:
     from densessl.datasets.transforms.multi_crop import ViewRecipe
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as cv2's and Pillow's grey
-_SAME, _GREY = np.eye(3), np.full((3, 3), _LUMA)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as cv2's and Pillow's grey
+_SAME, _GREY = np.eye(3), np.full((3, 3), LUMA)
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -37,7 +37,7 @@ def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     if not is_rgb(image):
         shift = (1.0 - factor) * image.mean(axis=(0, 1))
         return to_levels(image * factor + shift, image.dtype)
-    mean = sum(w * m for w, m in zip(_LUMA, cv2.mean(image), strict=False))
+    mean = sum(w * m for w, m in zip(LUMA, cv2.mean(image), strict=False))
     return cv2.addWeighted(image, factor, image, 0.0, (1.0 - factor) * mean)
 
 

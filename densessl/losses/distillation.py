@@ -263,7 +263,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_t = (teacher[queries] @ v_t.T).mul_(scale_t).add_(shift)  # (q, K)
             log_t = _log_softmax(log_t)
             target = log_t.exp()
-            entropy -= _row_dot(target, log_t) @ query_mass[queries]
+            log_t.mul_(query_mass[queries, None])
+            entropy -= torch.dot(target.flatten(), log_t.flatten())
             del log_t
             for start in range(rows.start, rows.stop, max_rows):
                 part = slice(start, min(start + max_rows, rows.stop))
@@ -278,15 +279,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         mode='sum',
                         per_sample_weights=weight[part],
                     )
-                loss -= _row_dot(log_p, mixed).sum()
+                loss -= torch.dot(log_p.flatten(), mixed.flatten())
                 if not (need_rows or need_v or need_g):
                     continue
-                grad = log_p.exp_().mul_(mass[part, None]).sub_(mixed)
+                # the gradient's negative, in one pass
+                mixed.addcmul_(log_p.exp_(), mass[part, None], value=-1)
                 if along_rows is not None:
-                    along_rows.addmm_(grad.T, student[part], beta=beta)
+                    along_rows.addmm_(mixed.T, student[part], beta=beta, alpha=-1)
                     beta = 1
                 if need_rows:
-                    torch.mm(grad.mul_(scale), v_s, out=grad_rows[part])
+                    torch.mm(mixed.mul_(scale), v_s, out=grad_rows[part])
+        if need_rows:
+            grad_rows.neg_()
 
         ctx.save_for_backward(v_s, norm, scale)
         ctx.student_temp = student_temp

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .openmmlab import ShiftWindowMSA, SwinBlock
 from .stochastic_depth import Kept
+from .windows import attend_in_windows, from_windows, to_windows, window_layout
 
 
 class LeanSwinBlock(SwinBlock):
@@ -44,53 +44,42 @@ class LeanShiftWindowMSA(ShiftWindowMSA):
             query: ``(B, H * W, C)``.
             hw_shape: ``(H, W)``.
         """
-        height, width = hw_shape
         side, msa = self.window_size, self.w_msa
         shift = self.shift_size if min(hw_shape) != side or self.pad_small_map else 0
-        fill = (-height % side, -width % side)
-
-        qkv = F.linear(query, msa.qkv.weight).unflatten(1, hw_shape)
-        if any(fill):
-            qkv = F.pad(qkv, (0, 0, 0, fill[1], 0, fill[0]))
-        if msa.qkv.bias is not None:
-            qkv = qkv + msa.qkv.bias.to(qkv.dtype)
+        layout = window_layout(tuple(hw_shape), side, shift, query.device)
+        if layout.holes is None:  # one width of channels to bring in order, not three
+            qkv = msa.qkv(to_windows(query, layout))
+        else:
+            qkv = msa.qkv(query)
+            bias = None if msa.qkv.bias is None else msa.qkv.bias.to(qkv.dtype)
+            qkv = to_windows(qkv, layout, bias)
+        bias = self._bias()[None]
         if shift:
-            qkv = qkv.roll((-shift, -shift), (1, 2))
-        rows, columns = (n // side for n in qkv.shape[1:3])
-        qkv = qkv.reshape(len(query), rows, side, columns, side, 3, msa.num_heads, -1)
-        # 3, B, rows, columns, heads, side, side, d
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3)
+            filled = tuple(-(-length // side) * side for length in hw_shape)
+            bias = bias + _shift_mask(filled, side, shift, query.device)
+        windows = qkv.unflatten(1, (-1, side**2)).flatten(0, 1)
+        x = attend_in_windows(windows.unflatten(-1, (3, msa.num_heads, -1)), bias)
+        x = x.flatten(2).unflatten(0, (len(query), -1)).flatten(1, 2)
+        return msa.proj(from_windows(x, layout))
 
-        weights = (q * msa.scale) @ k.mT  # B * windows, heads, N, N
-        weights = weights + self._bias(weights.dtype)
-        if shift:
-            mask = _shift_mask((rows * side, columns * side), side, shift, query.device)
-            weights = weights.unflatten(0, (-1, rows * columns)) + mask.to(
-                weights.dtype
-            )
-            weights = weights.flatten(0, 1)
-        x = weights.softmax(-1) @ v  # B * windows, heads, N, d
-
-        x = x.unflatten(2, (side, side)).unflatten(0, (-1, rows, columns))
-        x = x.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)
-        if shift:
-            x = x.roll((shift, shift), (1, 2))
-        x = x[:, :height, :width].flatten(1, 2)
-        return msa.proj(x)
-
-    def _bias(self, dtype: torch.dtype) -> Tensor:
+    def _bias(self) -> Tensor:
         """Relative position bias, ``(heads, N, N)``."""
         msa = self.w_msa
         count = self.window_size**2
-        bias = msa.relative_position_bias_table[msa.relative_position_index.flatten()]
-        return bias.view(count, count, -1).permute(2, 0, 1).to(dtype)
+        index = msa.relative_position_index.flatten()
+        bias = msa.relative_position_bias_table.index_select(0, index)
+        return bias.view(count, count, -1).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=64)
 def _shift_mask(
     hw_shape: tuple[int, int], side: int, shift: int, device: torch.device
 ) -> Tensor:
-    """MMPretrain's mask between parts a shift brought together, ``(nW, 1, N, N)``."""
+    """Minus infinity between parts that a shift brought together, ``(nW, 1, N, N)``.
+
+    MMPretrain has -100 there. Its exponential is a denormal number, which products of
+    matrices on a CPU take many times as long for, and which changes no sum.
+    """
     with torch.inference_mode(False):  # the cache outlives the caller's mode
         mask = ShiftWindowMSA.get_attn_mask(hw_shape, side, shift, device=device)
-        return mask[:, None]
+        return mask.masked_fill_(mask != 0, float('-inf'))[:, None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from .openmmlab import ShiftWindowMSA, SwinBlock
 from .stochastic_depth import Kept
 from .windows import attend_in_windows, from_windows, to_windows, window_layout
+
+_CPU_BYTES = 24 * 2**20  # of one tensor
 
 
 class LeanSwinBlock(SwinBlock):
@@ -22,10 +25,31 @@ class LeanSwinBlock(SwinBlock):
             x: ``(B, H * W, C)``.
             hw_shape: ``(H, W)``.
         """
+        width = self.ffn.feedforward_channels  # of the widest tensor of either branch
         kept = Kept.draw(self.attn.drop, x)
-        x = kept.add(x, self.attn(kept.of(self.norm1(x)), hw_shape))
+        attend = partial(self.attn, hw_shape=hw_shape)
+        x = kept.add(x, in_parts(attend, kept.of(self.norm1(x)), width))
         kept = Kept.draw(self.ffn.dropout_layer, x)
-        return kept.add(x, self.ffn.layers(kept.of(self.norm2(x))))
+        return kept.add(x, in_parts(self.ffn.layers, kept.of(self.norm2(x)), width))
+
+
+def in_parts(branch: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """``branch(x)``, some samples after the others where memory would be fetched anew.
+
+    A CPU's allocator asks the system for each tensor of more than 32 MiB and gives it
+    back at once, and to fetch such memory takes as long as to multiply into it.
+
+    Args:
+        branch: treats samples apart.
+        x: ``(B, N, C)``.
+        width: channels of the widest tensor within the branch.
+    """
+    if x.device.type != 'cpu':
+        return branch(x)
+    samples = max(1, _CPU_BYTES // (x.shape[1] * width * x.itemsize))
+    if samples >= len(x):
+        return branch(x)
+    return torch.cat([branch(part) for part in x.split(samples)])
 
 
 class LeanShiftWindowMSA(ShiftWindowMSA):

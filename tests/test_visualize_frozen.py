@@ -96,9 +96,10 @@ def all_rows(extractor, image=IMAGE, grid=(5, 7)):
 @pytest.mark.parametrize('cls_token', [False, True])
 def test_weights_of_a_vit_give_the_output_of_the_fused_attention(cls_token):
     extractor = extractor_of(VIT | dict(cls_token=cls_token))
-    attn = extractor.backbone.blocks[-1].attn
-    seen = {}
-    attn.register_forward_hook(lambda _, args, out: seen.update(x=args[0], out=out))
+    block, seen = extractor.backbone.blocks[-1], {}
+    attn = block.attn
+    block.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    attn.proj.register_forward_hook(lambda _, args, out: seen.update(out=out))
     weights = all_rows(extractor)
     if cls_token:  # what the patches do not get, the class token gets
         first = query_attention(extractor, IMAGE)
@@ -107,9 +108,10 @@ def test_weights_of_a_vit_give_the_output_of_the_fused_attention(cls_token):
         weights = torch.cat([1 - weights.sum(-1, keepdim=True), weights], -1)
     assert attn.fused_attn
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
-    values = attn.qkv(seen['x'][0])[:, 64:].view(-1, 2, 16).transpose(0, 1)
+    values = attn.qkv(block.norm1(seen['x'][0]))[:, 64:].view(-1, 2, 16).transpose(0, 1)
     mixed = (weights @ values).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(attn.proj(mixed), seen['out'][0], atol=1e-5, rtol=1e-4)
+    expected = seen['out'][0]
+    torch.testing.assert_close(attn.proj(mixed), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_of_a_vit_are_those_of_an_explicit_softmax():

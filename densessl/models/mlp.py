@@ -1,4 +1,4 @@
-"""GELU and the linear layer behind it, without keeping the GELU's output."""
+"""LayerNorm and GELU with the linear layer behind, their outputs not kept."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        parts = [F.linear(F.gelu(part), weight, bias) for part in _some_rows(x)]
+        parts = _rows(x).split(_rows_at_once(x))
+        parts = [F.linear(F.gelu(part), weight, bias) for part in parts]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
+        rows = _rows(grad)
         lower, grad_weight = weight.to(rows.dtype), None
-        hidden = torch.empty_like(x)
-        for part, of_part, upper in zip(
-            _some_rows(x),
-            _some_rows(hidden),
-            rows.split(_rows_at_once(x)),
-            strict=True,
-        ):
+        hidden = x.new_empty(x.shape)
+        some = _rows_at_once(x)
+        parts = (_rows(t).split(some) for t in (x, hidden, grad))
+        for part, of_part, upper in zip(*parts, strict=True):
             product = upper.T @ F.gelu(part).to(rows.dtype)
             product = product.to(weight.dtype)  # sums need its digits
             grad_weight = product if grad_weight is None else grad_weight.add_(product)
@@ -48,12 +46,13 @@ class _GeluLinear(torch.autograd.Function):
         return hidden, grad_weight, rows.sum(0).to(weight.dtype)
 
 
-def _some_rows(x: Tensor) -> tuple[Tensor, ...]:
-    """Rows of ``(..., D)`` as ``(n, D)``, some at a time on a CPU, all elsewhere."""
-    return x.flatten(0, -2).split(_rows_at_once(x))
+def _rows(x: Tensor) -> Tensor:
+    """``(..., D)`` as ``(n, D)``."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _rows_at_once(x: Tensor) -> int:
+    """Some on a CPU, all elsewhere."""
     if x.device.type != 'cpu':
         return max(1, x.numel() // x.shape[-1])
     return max(1, _CPU_HIDDEN // x.shape[-1])
@@ -64,12 +63,53 @@ def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     return _GeluLinear.apply(x, layer.weight, layer.bias)
 
 
+class _NormLinear(torch.autograd.Function):
+    """``linear(layer_norm(x))``; the norm is taken again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, scale, shift, eps: float, weight, bias) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, weight)
+        ctx.eps = eps
+        return F.linear(F.layer_norm(x, x.shape[-1:], scale, shift, eps), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, scale, shift, weight = ctx.saved_tensors
+        full = x.to(torch.promote_types(x.dtype, scale.dtype))
+        shape = x.shape[-1:]
+        normed, mean, rstd = torch.native_layer_norm(full, shape, scale, shift, ctx.eps)
+        rows = _rows(grad)
+        grad_weight = rows.T @ _rows(normed).to(rows.dtype)
+        of_normed = (grad @ weight.to(grad.dtype)).to(full.dtype)
+        of_x, of_scale, of_shift = torch.ops.aten.native_layer_norm_backward(
+            of_normed, full, shape, mean, rstd, scale, shift, [True] * 3
+        )
+        of_bias = rows.sum(0).to(weight.dtype)
+        return (
+            of_x.to(x.dtype),
+            of_scale,
+            of_shift,
+            None,
+            grad_weight.to(weight.dtype),
+            of_bias,
+        )
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
+    """``layer(norm(x))`` that keeps ``x`` alone for backward; also under autocast."""
+    return _NormLinear.apply(
+        x, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias
+    )
+
+
 class LeanMlp(Mlp):
     """timm's MLP for exact GELU and no dropout, with less kept for backward."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See timm."""
-        return gelu_linear(self.fc1(x), self.fc2)
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """See timm; with ``norm``, of ``norm(x)``."""
+        hidden = self.fc1(x) if norm is None else norm_linear(x, norm, self.fc1)
+        return gelu_linear(hidden, self.fc2)
 
 
 class LeanLayers(nn.Sequential):

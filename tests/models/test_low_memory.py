@@ -126,10 +126,10 @@ def test_batch_norm_counts_a_batch_once():
 
 
 def calls_of(model, data):
-    """Views' tokens and block of each pass through the start of a block, in order."""
+    """Views' tokens and block of each pass through a block's attention, in order."""
     calls = []
     for i, block in enumerate(model.backbone.blocks):
-        block.norm1.register_forward_hook(
+        block.attn.proj.register_forward_hook(
             lambda module, args, out, i=i: calls.append((out.shape[1], i))
         )
     loss = model(**model.data_preprocessor(data))['loss']

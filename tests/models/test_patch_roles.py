@@ -49,7 +49,7 @@ def step(options):
     wrapper.step = keep_gradients
     for branch in (model.teacher, model):
         for block in branch.backbone.blocks:
-            block.mlp.fc1.register_forward_hook(
+            block.mlp.register_forward_hook(
                 lambda module, args, out: rows.append(out.shape[1])
             )
     model.progress = Progress(10, 100, 10)

@@ -63,8 +63,8 @@ def test_equals_a_mask_with_gradients(build, rate, batch):
 def test_dropped_samples_do_not_go_through_the_branch():
     (block, _), _ = vit_blocks(0.5)
     seen = {}
-    for name in ('attn', 'mlp'):
-        getattr(block, name).register_forward_hook(
+    for name, module in (('attn', block.attn.proj), ('mlp', block.mlp)):
+        module.register_forward_hook(
             lambda module, args, out, name=name: seen.update({name: len(args[0])})
         )
     x = torch.randn(64, 4, 16, dtype=torch.float64)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from densessl.models.mlp import norm_linear
+
 from .stochastic_depth import Kept
 
 
@@ -32,9 +34,9 @@ class ReferenceBlock(Block):
             ``(B, rows, D)``, or ``(B, T, D)``.
         """
         kept = Kept.draw(self.drop_path1, x)
-        x = kept.add(x[:, :rows], self._attend(kept.of(self.norm1(x)), rows))
+        x = kept.add(x[:, :rows], self._attend(kept.of(x), rows))
         kept = Kept.draw(self.drop_path2, x)
-        return kept.add(x, self.mlp(kept.of(self.norm2(x))))
+        return kept.add(x, self.mlp(kept.of(x), self.norm2))
 
     def with_references(
         self, x: Tensor, references: Tensor, first: int, rows: int | None = None
@@ -49,8 +51,8 @@ class ReferenceBlock(Block):
             rows: as in ``forward``.
         """
         kept = Kept.draw(self.drop_path1, x)
-        queries, keys, values = self._qkv(kept.of(self.norm1(x)), rows)
-        own = self._qkv(kept.of(self.norm1(references)))
+        queries, keys, values = self._qkv(kept.of(x), rows)
+        own = self._qkv(kept.of(references))
         out = F.scaled_dot_product_attention(queries, keys, values)
         seen = attend_apart(*own, keys[:, :, first:], values[:, :, first:])
         both = (x[:, :rows], out), (references, seen)
@@ -59,13 +61,13 @@ class ReferenceBlock(Block):
         )
         kept = Kept.draw(self.drop_path2, x)
         x, references = (
-            kept.add(y, self.mlp(kept.of(self.norm2(y)))) for y in (x, references)
+            kept.add(y, self.mlp(kept.of(y), self.norm2)) for y in (x, references)
         )
         return x, references
 
     def attention(self, x: Tensor) -> Tensor:
         """Attention weights of ordinary tokens ``(B, T, D)``: ``(B, heads, T, T)``."""
-        queries, keys, _ = self._qkv(self.norm1(x))
+        queries, keys, _ = self._qkv(x)
         return (queries * self.attn.scale @ keys.mT).softmax(-1)
 
     def reference_attention(self, x: Tensor, references: Tensor, first: int) -> Tensor:
@@ -76,30 +78,31 @@ class ReferenceBlock(Block):
             references: ``(B, M, D)``.
             first: as in ``with_references``; ``N = T - first``.
         """
-        queries, own_keys, _ = self._qkv(self.norm1(references))
-        keys = self._qkv(self.norm1(x))[1]
+        queries, own_keys, _ = self._qkv(references)
+        keys = self._qkv(x)[1]
         return shares_apart(queries, own_keys, keys[:, :, first:])
 
     def _attend(self, x: Tensor, rows: int | None) -> Tensor:
-        if rows is None:
-            return self.attn(x)
         out = F.scaled_dot_product_attention(*self._qkv(x, rows))
         return self.attn.proj(out.transpose(1, 2).flatten(2))
 
     def _qkv(self, x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first tokens, keys and values of all, of normed ``x``."""
-        layer, heads = self.attn.qkv, (self.attn.num_heads, -1)
+        """Queries of the first tokens, keys and values of all, of ``norm1(x)``."""
+        attn = self.attn
+        layer, heads = attn.qkv, (attn.num_heads, -1)
         if rows is None:
-            qkv = layer(x).unflatten(-1, (3, *heads))
-            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        parts = [x.shape[-1], 2 * x.shape[-1]]
-        weights, biases = layer.weight.split(parts), layer.bias.split(parts)
-        queries = F.linear(x[:, :rows], weights[0], biases[0])
-        keys_values = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, *heads))
-        return (
-            queries.unflatten(-1, heads).transpose(1, 2),
-            *keys_values.permute(2, 0, 3, 1, 4).unbind(0),
-        )
+            qkv = norm_linear(x, self.norm1, layer).unflatten(-1, (3, *heads))
+            queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            x = self.norm1(x)
+            parts = [x.shape[-1], 2 * x.shape[-1]]
+            weights, biases = layer.weight.split(parts), layer.bias.split(parts)
+            queries = F.linear(x[:, :rows], weights[0], biases[0])
+            queries = queries.unflatten(-1, heads).transpose(1, 2)
+            keys_values = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, *heads))
+            keys, values = keys_values.permute(2, 0, 3, 1, 4).unbind(0)
+        # identities, where whoever draws attention listens
+        return attn.q_norm(queries), attn.k_norm(keys), values
 
 
 def attend_apart(

@@ -102,9 +102,16 @@ def build_model(seed: int = 0, **options):
     return MODELS.build(model_config(**options))
 
 
-def optim_wrapper(model, lr: float = 1e-2, max_norm: float = 3.0, kind: str = 'AdamW'):
+def optim_wrapper(
+    model,
+    lr: float = 1e-2,
+    max_norm: float = 3.0,
+    kind: str = 'AdamW',
+    precision: str = 'auto',
+):
     return TwoGroupConstructor(
         dict(
+            precision=precision,
             optimizer=dict(type=kind, lr=lr, weight_decay=0.04),
             clip_grad=dict(type='each', max_norm=max_norm),
         )

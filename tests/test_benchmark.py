@@ -17,10 +17,12 @@ from mmengine.config import Config
 
 from densessl.benchmark import main as command
 from densessl.benchmark.step import (
+    DTYPES,
     PHASES,
     StepTimes,
     count_gflop,
     demo_batch,
+    measure_plain_step,
     measure_step,
 )
 from densessl.schedules import Progress
@@ -90,9 +92,38 @@ def test_measured_step_has_all_phases(small_config):
     assert 0 < times.fixed_gib < times.peak_gib
     assert 0.1 < times.base_gib <= times.peak_gib  # equal after larger tests
     assert times.above_gib <= times.peak_gib - times.base_gib
-    assert times.gflop > 0
+    assert times.gflop > 0 and 0 < times.share < 1
     seconds = times.milliseconds['step'] / 1e3
     assert times.images_per_second == pytest.approx(2 / seconds)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_plain_formulation_has_the_precision_of_the_config(
+    precision, small_config, monkeypatch
+):
+    seen = []
+
+    def loss(self, data):
+        linear = self.model.backbone.blocks[0].mlp.fc1
+        seen.append(linear(data['inputs']['global'].new_ones(1, 1, 32)).dtype)
+        return plain_loss(self, data)
+
+    plain_loss = PlainStep.loss
+    monkeypatch.setattr(PlainStep, 'loss', loss)
+    cfg = Config.fromfile(small_config)
+    cfg.optim_wrapper.precision = precision
+    times = measure_plain_step(cfg, 2, steps=1, warmup=1)
+    assert set(seen) == {DTYPES[precision]}
+    assert times.settings['precision'] == precision
+
+
+def test_bf16_loss_is_close_to_the_plain_one():
+    fast, plain = (build_model() for _ in range(2))
+    wrapper = optim_wrapper(fast, precision='bf16')
+    fast.progress = plain.progress = Progress(4, 20, 4)
+    loss = fast.train_step(views(), wrapper)['loss']
+    step = PlainStep(plain, optim_wrapper(plain).optimizer, dtype=torch.bfloat16).step
+    torch.testing.assert_close(loss, step(views()), rtol=0.01, atol=0)
 
 
 def test_products_are_counted():
@@ -132,7 +163,7 @@ def test_sides_and_their_ratios(small_config, monkeypatch, capsys):
         ]
         assert rounds == 5
         return {
-            name: StepTimes(1.0, dict(step=10 * peak), peak, 0.3, 0.2, 4 * peak)
+            name: StepTimes(1.0, dict(step=10 * peak), peak, 0.3, 0.2, 4 * peak, 800.0)
             for name, peak in memory.items()
             if name in commands
         }
@@ -143,6 +174,8 @@ def test_sides_and_their_ratios(small_config, monkeypatch, capsys):
     assert command.main(arguments) == 0
     out = capsys.readouterr().out
     assert_parts_add_up(out)
+    # 4 GFLOP in 10 ms are 400 a second
+    assert out.count('at 0.50 of the rate of a large product (800 GFLOP/s)') == 3
     ratios = [re.findall(r'([0-9.]+) times', line) for line in out.splitlines()]
     # on top: 1 / 2 and 4 / 2 GiB
     assert list(filter(None, ratios)) == [

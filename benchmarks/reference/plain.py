@@ -29,12 +29,20 @@ class PlainStep:
         model: the model whose parameters are trained.
         optimizer: over its parameters.
         max_norm: bound on the norm of each parameter's gradient.
+        dtype: of autocast in the forward pass; None for float32 throughout.
     """
 
-    def __init__(self, model, optimizer: torch.optim.Optimizer, max_norm: float = 3.0):
+    def __init__(
+        self,
+        model,
+        optimizer: torch.optim.Optimizer,
+        max_norm: float = 3.0,
+        dtype: torch.dtype | None = None,
+    ):
         self.model = model
         self.optimizer = optimizer
         self.max_norm = max_norm
+        self.dtype = dtype
         self.weights: dict = {}  # last layers' of this step, by projector
         for module in model.modules():
             if hasattr(module, 'fused_attn'):
@@ -83,7 +91,10 @@ class PlainStep:
 
     def step(self, data: dict) -> torch.Tensor:
         """One whole step; returns the loss."""
-        loss = self.loss(self.model.data_preprocessor(data))
+        data = self.model.data_preprocessor(data)
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
+            loss = self.loss(data)
         self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.model.parameters():

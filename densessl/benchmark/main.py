@@ -168,7 +168,11 @@ def _growth(args: argparse.Namespace) -> None:
 def _print_step(title: str, times: step.StepTimes) -> None:
     about = ', '.join(f'{key} {value}' for key, value in times.settings.items())
     print(f'{title} ({about}):')
-    print(f'  {times.images_per_second:.2f} images/s, {times.gflop:.1f} GFLOP a step')
+    print(
+        f'  {times.images_per_second:.2f} images/s, {times.gflop:.1f} GFLOP a step, at '
+        f'{times.share:.2f} of the rate of a large product '
+        f'({times.gflop_per_second:.0f} GFLOP/s)'
+    )
     print(
         f'  {times.peak_gib:.2f} GiB peak: {times.fixed_gib:.2f} weights, gradients '
         f'and optimiser state, {times.base_gib:.2f} the process itself, '

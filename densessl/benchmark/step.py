@@ -25,6 +25,7 @@ from densessl.errors import DenseSSLError
 from densessl.registry import MODELS
 from densessl.schedules import Progress
 
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 PHASES = ('preprocess', 'teacher', 'student', 'heads', 'backward', 'update')
 
 
@@ -41,6 +42,8 @@ class StepTimes:
         fixed_gib: of that, weights, gradients and optimiser state.
         base_gib: of that, the process before there was a model (CPU).
         gflop: products of matrices in a step, see :func:`count_gflop`.
+        gflop_per_second: what the device makes of one large product in the step's
+            precision, see :func:`product_rate`.
     """
 
     images_per_second: float
@@ -49,7 +52,14 @@ class StepTimes:
     fixed_gib: float
     base_gib: float = 0.0
     gflop: float = 0.0
+    gflop_per_second: float = 0.0
     settings: dict = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Of the device's rate in products, 0 to 1; what else a step does costs it."""
+        seconds = self.milliseconds['step'] / 1e3
+        return self.gflop / seconds / self.gflop_per_second
 
     @property
     def above_gib(self) -> float:
@@ -86,14 +96,17 @@ def measure_step(
     phases = {
         phase: 1e3 * _median([clock[phase] for clock in clocks]) for phase in PHASES
     }
-    settings = dict(precision=wrapper.precision)
-    return _result(model, wrapper, batch, whole, memory, gflop, phases, settings)
+    return _result(model, wrapper, batch, whole, memory, gflop, phases)
 
 
 def measure_plain_step(
     cfg: Config, batch_size: int, steps: int = 5, warmup: int = 2
 ) -> StepTimes:
-    """The same for the plain formulation of ``benchmarks/reference/plain.py``."""
+    """The same for the plain formulation of ``benchmarks/reference/plain.py``.
+
+    It is measured in the config's precision, by autocast; of fp16 without the scaling
+    of the loss, which costs next to nothing.
+    """
     sys.path.insert(0, str(Path(densessl.__file__).parents[1] / 'benchmarks/reference'))
     from plain import PlainStep
 
@@ -101,12 +114,12 @@ def measure_plain_step(
     cfg.optim_wrapper.optimizer.pop('fused', None)  # torch's default
     base = _peak_gib()
     model, wrapper, batch = set_up(cfg, batch_size)
-    step = partial(PlainStep(model, wrapper.optimizer).step, batch)
+    dtype = None if wrapper.precision == 'fp32' else DTYPES[wrapper.precision]
+    step = partial(PlainStep(model, wrapper.optimizer, dtype=dtype).step, batch)
     gflop = count_gflop(step)
     whole = time_steps(step, steps, warmup - 1)
     memory = _peak_gib(), base
-    settings = dict(precision='fp32')
-    return _result(model, wrapper, batch, whole, memory, gflop, {}, settings)
+    return _result(model, wrapper, batch, whole, memory, gflop, {})
 
 
 def in_turns(commands: dict[str, list[str]], rounds: int) -> dict[str, StepTimes]:
@@ -147,6 +160,7 @@ def _middle(several: list[StepTimes]) -> StepTimes:
         several[0].fixed_gib,
         several[0].base_gib,
         several[0].gflop,
+        max(times.gflop_per_second for times in several),
         several[0].settings,
     )
 
@@ -187,10 +201,18 @@ def count_gflop(step: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _result(model, wrapper, batch, whole, memory, gflop, phases, settings) -> StepTimes:
+def product_rate(device: torch.device, precision: str) -> float:
+    """Billions of operations a second in the best of a few large products."""
+    side = 8192 if device.type == 'cuda' else 2048
+    factor = torch.ones(side, side, dtype=DTYPES[precision], device=device)
+    seconds = min(time_steps(lambda: factor @ factor, 10, 2))
+    return 2 * side**3 / seconds / 1e9
+
+
+def _result(model, wrapper, batch, whole, memory, gflop, phases) -> StepTimes:
     batch_size = len(batch['paths'])
     seconds = _median(whole)
-    device = str(next(model.parameters()).device)
+    device = next(model.parameters()).device
     return StepTimes(
         images_per_second=batch_size / seconds,
         milliseconds=phases | {'step': 1e3 * seconds},
@@ -198,7 +220,10 @@ def _result(model, wrapper, batch, whole, memory, gflop, phases, settings) -> St
         fixed_gib=_fixed_gib(model, wrapper.optimizer),
         base_gib=memory[1],
         gflop=gflop,
-        settings=dict(device=device, batch_size=batch_size, **settings),
+        gflop_per_second=product_rate(device, wrapper.precision),
+        settings=dict(
+            device=str(device), batch_size=batch_size, precision=wrapper.precision
+        ),
     )
 
 

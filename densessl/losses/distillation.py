@@ -8,6 +8,7 @@ same pass, so that memory does not grow with rows x ``K``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -158,7 +159,8 @@ def distillation_loss(
     ``H(p, q) = -sum_k p_k log q_k``, ``P_s = softmax(W_s u / tau_s)`` and
     ``P_t = softmax((W_t u - c) / tau_t)`` (DINO, arXiv:2104.14294, Eqs. 1-3; SelfPatch,
     CVPR 2022, Eqs. 1 and 7; EsViT, arXiv:2106.09785, Eqs. 2-3). Computed in float32 or
-    wider, also under autocast.
+    wider, also under autocast. There a GPU's tensor cores multiply (TF32: factors with
+    10 bits behind the point, sums in float32); without autocast they do not.
 
     Args:
         student: ``(n, d)`` rows: views or tokens, image by image.
@@ -192,7 +194,9 @@ def distillation_loss(
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
     max_rows = rows_at_once(student.to(dtype), len(v_s), chunk_bytes)
-    with torch.autocast(student.device.type, enabled=False):
+    device = student.device.type
+    tf32 = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False), _products_in_tf32(tf32):
         loss, entropy = _ChunkedCrossEntropy.apply(
             student.to(dtype),
             v_s.to(dtype),
@@ -211,6 +215,19 @@ def distillation_loss(
         entropy = entropy / mass
         kl = loss.detach() / mass - entropy
     return Distillation(loss, entropy, kl)
+
+
+@contextmanager
+def _products_in_tf32(wanted: bool) -> Iterator[None]:
+    """Within, a GPU's float32 products may use its tensor cores."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if wanted:
+        matmul.fp32_precision = 'tf32'
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

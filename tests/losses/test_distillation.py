@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densessl.losses import Pairs, distillation_loss
+from densessl.losses import Pairs, distillation, distillation_loss
 
 
 class Layer(NamedTuple):
@@ -201,6 +201,49 @@ def test_computes_in_float32_under_autocast():
         loss = distillation_loss(**args, **TEMPS).loss
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('mixed', [True, False])
+def test_tensor_cores_multiply_under_autocast_alone(mixed, monkeypatch):
+    matmul, seen = torch.backends.cuda.matmul, []
+    log_softmax = distillation._log_softmax
+
+    def watched(logits):
+        seen.append(matmul.fp32_precision)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+        return log_softmax(logits)
+
+    monkeypatch.setattr(distillation, '_log_softmax', watched)
+    before = matmul.fp32_precision
+    args = problem(dtype=torch.float32)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=mixed):
+        distillation_loss(**args, **TEMPS)
+        assert matmul.fp32_precision == before
+        with pytest.raises(KeyboardInterrupt):
+            distillation_loss(**args, **TEMPS)
+    assert seen == ['tf32' if mixed else before] * 3 and before != 'tf32'
+    assert matmul.fp32_precision == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif('not torch.cuda.is_available()', reason='needs a CUDA device')
+def test_loss_on_tensor_cores_is_close():
+    args = problem(images=4, rows=64, width=256, outputs=4096, dtype=torch.float32)
+    expected = distillation_loss(**args, **TEMPS).loss
+    moved = {
+        key: value.cuda() if torch.is_tensor(value) else value
+        for key, value in args.items()
+    }
+    for side in ('student_layer', 'teacher_layer'):
+        moved[side] = Layer(*(x.detach().cuda() for x in args[side]))
+    pairs = args['pairs']
+    moved['pairs'] = Pairs(
+        pairs.weight.cuda(), pairs.index.cuda(), pairs.rows, pairs.queries
+    )
+    with torch.autocast('cuda', dtype=torch.bfloat16):
+        loss = distillation_loss(**moved, **TEMPS).loss
+    torch.testing.assert_close(loss.cpu(), expected, rtol=2e-3, atol=0)
 
 
 def test_shapes_that_disagree_are_named():

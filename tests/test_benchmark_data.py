@@ -41,6 +41,10 @@ def test_command_prints_workers_and_reference(tmp_path, capsys):
     assert float(exponent) == pytest.approx(np.log2(rates[1] / rates[0]), abs=0.02)
     assert command.main([*options, '--reference']) == 0
     assert re.search(r'ratio [0-9.]+', capsys.readouterr().out)
+    options += ['--cfg-options', 'train_dataloader.dataset.pipeline.1.augment_on']
+    options[-1] += '=here'
+    assert command.main(options) == 2
+    assert "augment_on='here'" in capsys.readouterr().err  # so it reached MultiCrop
 
 
 @pytest.mark.parametrize('text', ['1000', '0x5', 'axb', '8x900', '-20x30', '20x30x3'])

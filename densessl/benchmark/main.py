@@ -8,8 +8,10 @@ import json
 import sys
 from pathlib import Path
 
+from mmengine.config import Config
+
 from densessl.command import run_command
-from densessl.engine.launch import load_config
+from densessl.engine.launch import CONFIG_KEYS, load_config, read_config
 from densessl.engine.launch import parse_args as training_args
 from densessl.errors import DenseSSLError
 
@@ -39,6 +41,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                 action='store_true',
                 help='also measure the plain formulation, or PIL with torchvision',
             )
+        command.add_argument(
+            '--cfg-options',
+            nargs='+',
+            default=[],
+            metavar='KEY=VALUE',
+            help='override anything of CONFIG, not of what it is set against',
+        )
         if name == 'growth':
             command.add_argument('--steps', type=int, default=3)
         elif name == 'step':
@@ -46,13 +55,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             command.add_argument('--steps', type=int, default=5)
             command.add_argument(
                 '--against', metavar='CONFIG', help='also measure this config, in turns'
-            )
-            command.add_argument(
-                '--cfg-options',
-                nargs='+',
-                default=[],
-                metavar='KEY=VALUE',
-                help='override anything of CONFIG, not of the one it is set against',
             )
             command.add_argument(
                 '--low-memory',
@@ -80,6 +82,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _options(args: argparse.Namespace) -> list[str]:
+    return ['--cfg-options', *args.cfg_options] if args.cfg_options else []
+
+
 def _check_config(path: str) -> None:
     if not Path(path).is_file():
         raise DenseSSLError(f'config {path}: no such file; see configs/')
@@ -88,10 +94,12 @@ def _check_config(path: str) -> None:
 def _data(args: argparse.Namespace) -> None:
     _check_config(args.config)
     size = data.parse_size(args.size)
+    options = training_args([args.config, *_options(args)]).cfg_options
+    cfg = read_config(args.config, options, CONFIG_KEYS)
     if args.workers:
-        _workers(args, size)
+        _workers(args, cfg, size)
         return
-    speed = data.run(args.config, args.data, args.seconds, args.reference, size)
+    speed = data.run(cfg, args.data, args.seconds, args.reference, size)
     print(f'input pipeline: {speed.images_per_second:.1f} images/s a core')
     if speed.ratio:
         print(
@@ -100,8 +108,8 @@ def _data(args: argparse.Namespace) -> None:
         )
 
 
-def _workers(args: argparse.Namespace, size: tuple[int, int]) -> None:
-    rates = workers.run(args.config, args.workers, args.data, args.seconds, size)
+def _workers(args: argparse.Namespace, cfg: Config, size: tuple[int, int]) -> None:
+    rates = workers.run(cfg, args.workers, args.data, args.seconds, size)
     for count, rate in rates.items():
         print(f'{count} workers: {rate:.1f} images/s')
     if len(rates) > 1:
@@ -118,8 +126,7 @@ def _step(args: argparse.Namespace) -> None:
         return
     measure = step.measure_plain_step if args.plain else step.measure_step
     options = ['--low-memory'] if args.low_memory else []
-    options += ['--cfg-options', *args.cfg_options] if args.cfg_options else []
-    cfg = load_config(training_args([args.config, *options]))
+    cfg = load_config(training_args([args.config, *options, *_options(args)]))
     times = measure(cfg, args.batch_size, args.steps)
     if args.json:
         print(json.dumps(dataclasses.asdict(times)))
@@ -129,9 +136,7 @@ def _step(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     """Ours and the references in turns, each in processes of its own."""
-    ours = [args.config]
-    if args.cfg_options:
-        ours += ['--cfg-options', *args.cfg_options]
+    ours = [args.config, *_options(args)]
     sides = {'densessl': ours}
     if args.low_memory:
         sides['densessl, low memory'] = [*ours, '--low-memory']
@@ -156,7 +161,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _growth(args: argparse.Namespace) -> None:
-    cfg = load_config(training_args([args.config]))
+    cfg = load_config(training_args([args.config, *_options(args)]))
     for found in growth.measure_growth(cfg, steps=args.steps):
         steps = ', '.join(
             f'{size}: {1e3 * seconds:.0f} ms'

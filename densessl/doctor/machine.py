@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from densessl.memory import CGROUP, read_text
+
 from .check import Check
 
 GIB, MIB = 2**30, 2**20
 SHARED_MEMORY = Path('/dev/shm')
-CGROUP = Path('/sys/fs/cgroup')
 _OWN_FILES = 256  # libraries, pipes, logs and the sockets of several processes
 _RAISED_FILES = 4096  # MMEngine raises the limit to this, as far as it may
 _BUSY = 2 * GIB  # in use on a GPU, more than the look at it takes
@@ -52,31 +53,10 @@ class Loading:
 def cores() -> float:
     """Cores that this process may use, by its affinity and its control group."""
     count = float(len(os.sched_getaffinity(0)))
-    quota = _read(CGROUP / 'cpu.max').split()
+    quota = read_text(CGROUP / 'cpu.max').split()
     if len(quota) == 2 and quota[0] != 'max':
         count = min(count, int(quota[0]) / int(quota[1]))
     return count
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that are free for this process; None where not known."""
-    lines = dict(
-        line.split(':', 1)
-        for line in _read('/proc/meminfo').splitlines()
-        if ':' in line
-    )
-    if 'MemAvailable' not in lines:
-        return None
-    free = int(lines['MemAvailable'].split()[0]) * 1024
-    limit, used = (_read(CGROUP / f'memory.{what}') for what in ('max', 'current'))
-    if limit.isdigit() and used.isdigit():
-        caches = [
-            int(line.split()[1])
-            for line in _read(CGROUP / 'memory.stat').splitlines()
-            if line.startswith('inactive_file ')
-        ]
-        free = min(free, int(limit) - int(used) + sum(caches))
-    return free
 
 
 def nvidia_driver() -> bool:
@@ -229,10 +209,3 @@ def check_disk(folder: Path, need: int | None, what: str = '') -> Iterator[Check
         yield Check('warn', 'disk', about, 'free some, or choose another --work-dir')
     else:
         yield Check('ok', 'disk', about)
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ''

@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 from densessl.datasets import collate_views
 from densessl.errors import DenseSSLError
+from densessl.memory import free_memory
 from densessl.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from densessl.schedules import Progress
 
 from .check import Check
 from .config import noise_samples
-from .machine import GIB, Loading, free_memory
+from .machine import GIB, Loading
 
 _SMALL = (1, 2)  # pictures a step, on the CPU
 _SMALL_WITH_NORM = (2, 3)  # one picture has no spread for batch norm

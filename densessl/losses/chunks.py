@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densessl.memory import free_memory
+
 # Below 32 MiB glibc hands freed memory out again; more is fetched and zeroed anew.
 CPU_CHUNK_BYTES = 16 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20
@@ -42,20 +44,11 @@ def bytes_at_once(device: torch.device) -> int:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that this process could still take; None where nobody says.
 
-    On a GPU also what torch has taken and uses for nothing; on CPU what Linux calls
-    available.
+    On a GPU also what torch has taken and uses for nothing; on CPU see
+    :func:`densessl.memory.free_memory`.
     """
     if device.type == 'cuda':
         unused = torch.cuda.memory_reserved(device)
         unused -= torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != 'cpu':
-        return None
-    try:
-        with open('/proc/meminfo') as lines:
-            for line in lines:
-                if line.startswith('MemAvailable:'):
-                    return int(line.split()[1]) * 1024
-    except OSError:  # not Linux
-        pass
-    return None
+    return free_memory() if device.type == 'cpu' else None

@@ -59,7 +59,12 @@ def _rows_at_once(x: Tensor) -> int:
 
 
 def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """``layer(gelu(x))``, exact GELU; also under autocast."""
+    """``layer(gelu(x))``, exact GELU; also under autocast.
+
+    What is no linear layer (an adapter in its place, say) is called as it is.
+    """
+    if not isinstance(layer, nn.Linear):
+        return layer(F.gelu(x))
     return _GeluLinear.apply(x, layer.weight, layer.bias)
 
 
@@ -97,7 +102,12 @@ class _NormLinear(torch.autograd.Function):
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, layer: nn.Linear) -> Tensor:
-    """``layer(norm(x))`` that keeps ``x`` alone for backward; also under autocast."""
+    """``layer(norm(x))`` that keeps ``x`` alone for backward; also under autocast.
+
+    What is no such layer (an adapter in its place, say) is called as it is.
+    """
+    if not (isinstance(layer, nn.Linear) and isinstance(norm, nn.LayerNorm)):
+        return layer(norm(x))
     return _NormLinear.apply(
         x, norm.weight, norm.bias, norm.eps, layer.weight, layer.bias
     )

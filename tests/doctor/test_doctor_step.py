@@ -13,9 +13,11 @@ from conftest import ROOT
 from doctor_setup import group, need, small  # noqa: F401
 from torch import nn
 
+from densessl import memory
 from densessl.datasets import collate_views
-from densessl.doctor import config, machine, step
+from densessl.doctor import config, step
 from densessl.errors import DenseSSLError
+from densessl.losses.chunks import free_bytes
 from densessl.registry import MODELS
 
 
@@ -31,8 +33,8 @@ def test_little_memory(small, tmp_path, monkeypatch):
         memory_current='2000',
         memory_stat='inactive_file 1000\n',
     )
-    monkeypatch.setattr(machine, 'CGROUP', folder)
-    assert machine.free_memory() == limit
+    monkeypatch.setattr(memory, 'CGROUP', folder)
+    assert memory.free_memory() == free_bytes(torch.device('cpu')) == limit
     need = step.measure(cfg, MODELS.build(cfg.model))
     assert need.free_bytes == limit
     (check,) = step.check_memory(need, cfg, held)

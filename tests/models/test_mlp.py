@@ -137,3 +137,20 @@ def test_norm_and_gelu_are_not_kept():
         *(p.data_ptr() for p in norm.parameters()),
     }
     assert len(set(kept) - inputs) == 2  # the weights of the two layers
+
+
+class Adapter(torch.nn.Module):
+    """What stands in a layer's place, and shows its weights."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x):
+        return self.layer(x) + 1
+
+
+def test_adapters_are_called():
+    norm, layer, x = torch.nn.LayerNorm(6), torch.nn.Linear(6, 3), torch.randn(4, 6)
+    for apply in (lambda x, layer: norm_linear(x, norm, layer), gelu_linear):
+        torch.testing.assert_close(apply(x, Adapter(layer)), apply(x, layer) + 1)

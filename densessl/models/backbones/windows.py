@@ -136,7 +136,9 @@ class _WindowAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         qkv, bias = ctx.saved_tensors
         heads, width = qkv.shape[3:]
-        grad_qkv, grad_bias = torch.empty_like(qkv), torch.zeros_like(bias)
+        grad_qkv = torch.empty_like(qkv)
+        full = torch.promote_types(bias.dtype, torch.float32)  # sums need its digits
+        grad_bias = torch.zeros_like(bias, dtype=full)
         for part in _parts(qkv, bias):
             q, k, v = _apart(qkv[part])
             share = _shares(q, k, bias)
@@ -144,11 +146,11 @@ class _WindowAttention(torch.autograd.Function):
             of_v = torch.bmm(share.mT, upper)
             score = torch.bmm(upper, v.mT)
             score = torch._softmax_backward_data(score, share, -1, share.dtype)
-            grad_bias += score.unflatten(0, (-1, *bias.shape[:2])).sum(0)
+            grad_bias += score.unflatten(0, (-1, *bias.shape[:2])).sum(0, dtype=full)
             score *= width**-0.5
             for i, of in enumerate((score @ k, score.mT @ q, of_v)):
                 grad_qkv[part, :, i] = of.unflatten(0, (-1, heads)).transpose(1, 2)
-        return grad_qkv, grad_bias
+        return grad_qkv, grad_bias.to(bias.dtype)
 
 
 def _shares(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:

@@ -84,14 +84,14 @@ def measure_step(
         cfg: a training config.
         batch_size: images a step on this device.
         steps: timed steps; the median counts.
-        warmup: steps before, at least one.
+        warmup: steps before.
     """
     base = _peak_gib()
     model, wrapper, batch = set_up(cfg, batch_size)
     step = partial(model.train_step, batch, wrapper)
-    gflop = count_gflop(step)
-    whole = time_steps(step, steps, warmup - 1)
+    whole = time_steps(step, steps, warmup)
     memory = _peak_gib(), base
+    gflop = count_gflop(step)  # it holds memory of its own
     clocks = [_timed_phases(model, wrapper, batch) for _ in range(steps)]
     phases = {
         phase: 1e3 * _median([clock[phase] for clock in clocks]) for phase in PHASES
@@ -116,9 +116,9 @@ def measure_plain_step(
     model, wrapper, batch = set_up(cfg, batch_size)
     dtype = None if wrapper.precision == 'fp32' else DTYPES[wrapper.precision]
     step = partial(PlainStep(model, wrapper.optimizer, dtype=dtype).step, batch)
-    gflop = count_gflop(step)
-    whole = time_steps(step, steps, warmup - 1)
+    whole = time_steps(step, steps, warmup)
     memory = _peak_gib(), base
+    gflop = count_gflop(step)  # it holds memory of its own
     return _result(model, wrapper, batch, whole, memory, gflop, {})
 
 

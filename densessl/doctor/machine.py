@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from densessl.memory import CGROUP, read_text
-
 from .check import Check
 
 GIB, MIB = 2**30, 2**20
 SHARED_MEMORY = Path('/dev/shm')
+CGROUP = Path('/sys/fs/cgroup')
 _OWN_FILES = 256  # libraries, pipes, logs and the sockets of several processes
 _RAISED_FILES = 4096  # MMEngine raises the limit to this, as far as it may
 _BUSY = 2 * GIB  # in use on a GPU, more than the look at it takes
@@ -53,7 +52,7 @@ class Loading:
 def cores() -> float:
     """Cores that this process may use, by its affinity and its control group."""
     count = float(len(os.sched_getaffinity(0)))
-    quota = read_text(CGROUP / 'cpu.max').split()
+    quota = _read(CGROUP / 'cpu.max').split()
     if len(quota) == 2 and quota[0] != 'max':
         count = min(count, int(quota[0]) / int(quota[1]))
     return count
@@ -209,3 +208,11 @@ def check_disk(folder: Path, need: int | None, what: str = '') -> Iterator[Check
         yield Check('warn', 'disk', about, 'free some, or choose another --work-dir')
     else:
         yield Check('ok', 'disk', about)
+
+
+def _read(path: str | Path) -> str:
+    """As `densessl.memory.read_text`; here `import densessl` may be what is broken."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ''

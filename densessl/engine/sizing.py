@@ -8,7 +8,7 @@ from densessl.models.backbones.openmmlab import SwinTransformer as MMSwinTransfo
 from densessl.models.backbones.vision_transformer import ARCHITECTURES
 
 GIB = 2**30
-_VALUE_BYTES = dict(cuda=48, cpu=96)  # see image_bytes
+_VALUE_BYTES = dict(cuda=48, cpu=80)  # see image_bytes
 _INPUT_BYTES = 15  # of a pixel: 3 bytes, and 3 normalised floats
 _FIXED_BYTES = 3 * GIB
 _USABLE = 0.9
@@ -64,9 +64,9 @@ def split_batch(images: int, processes: int, fits: int) -> tuple[int, int]:
 def image_bytes(backbone: dict, views: Sequence[dict], device: str) -> float | None:
     """Memory that the views of an image take in a step, an estimate.
 
-    ``c x sum over views and blocks of tokens x width``. Autograd keeps 29 to 36 bytes a
-    value in bf16 and 50 to 71 in float32 (measured, docs/presets.md); ``c`` is 48 and
-    96, for heads, gradients and what lies between the pieces.
+    ``c x sum over views and blocks of tokens x width``. Autograd keeps 25 to 28 bytes a
+    value in bf16 and 42 to 55 in float32 (measured, docs/presets.md); ``c`` is 48 and
+    80, for heads, gradients and what lies between the pieces.
 
     Returns:
         Bytes, or None for backbones other than ViT and Swin.

@@ -92,7 +92,6 @@ def _check_config(path: str) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    _check_config(args.config)
     size = data.parse_size(args.size)
     options = training_args([args.config, *_options(args)]).cfg_options
     cfg = read_config(args.config, options, CONFIG_KEYS)

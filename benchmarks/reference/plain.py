@@ -216,7 +216,9 @@ class PlainStep:
     def _summaries(self, head, patches, grid):
         """``y^(i)`` of each patch: the aggregator run on its positives, set by set."""
         options = head.positives
-        index, valid = neighbour_index(grid, options.window, options.border)
+        index, valid = neighbour_index(
+            grid, options.window, options.border, patches.device
+        )
         unit = F.normalize(patches, dim=-1)
         similarity = unit @ unit.mT  # (B, N, N)
         near = similarity.gather(2, index.expand(len(patches), -1, -1))

@@ -24,6 +24,7 @@ from .presets import find_preset, fit_preset, print_choice
 # a config's own variables.
 CONFIG_KEYS = (
     'activation_checkpointing',
+    'compile',
     'custom_hooks',
     'custom_imports',
     'default_hooks',
@@ -93,6 +94,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--low-memory',
         action='store_true',
         help='compute activations twice instead of keeping them',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='let torch.compile make the blocks of a vision transformer, for GPUs',
     )
     parser.add_argument(
         '--log',
@@ -175,6 +181,7 @@ def load_config(args: argparse.Namespace) -> Config:
         use_folders(cfg.train_dataloader.dataset, args.data)
     use_pictures(cfg)
     use_low_memory(cfg, args.low_memory)
+    use_compile(cfg, args.compile)
     if args.seed is not None:
         cfg.randomness = dict(seed=args.seed)
     cfg.work_dir = args.work_dir or cfg.get(
@@ -207,12 +214,7 @@ def use_folders(dataset: ConfigDict, folders: list[str]) -> None:
 
 def use_low_memory(cfg: Config, wanted: bool) -> None:
     """Hand a training config's ``low_memory``, or a command line's, to its model."""
-    low_memory = cfg.get('low_memory', False)
-    if not isinstance(low_memory, bool):
-        raise DenseSSLError(
-            f'low_memory={low_memory!r} is no switch; give True or False'
-        )
-    if not (low_memory or wanted):
+    if not (_switch(cfg, 'low_memory') or wanted):
         return
     if cfg.get('activation_checkpointing'):
         raise DenseSSLError(
@@ -220,6 +222,23 @@ def use_low_memory(cfg: Config, wanted: bool) -> None:
             'blocks itself; leave out activation_checkpointing'
         )
     cfg.low_memory = cfg.model.low_memory = True
+
+
+def use_compile(cfg: Config, wanted: bool) -> None:
+    """Hand a training config's ``compile``, or a command line's, to its model.
+
+    The key does not stay: MMEngine's runner would compile the whole step by it.
+    """
+    if _switch(cfg, 'compile') or wanted:
+        cfg.model.compile = True
+    cfg.pop('compile', None)
+
+
+def _switch(cfg: Config, key: str) -> bool:
+    value = cfg.get(key, False)
+    if not isinstance(value, bool):
+        raise DenseSSLError(f'{key}={value!r} is no switch; give True or False')
+    return value
 
 
 def adapt_to_machine(cfg: Config) -> None:

@@ -31,9 +31,9 @@ def clip_each_(gradients: list[Tensor], max_norm: float) -> None:
     """
     if not gradients:
         return
-    norms = torch._foreach_norm(gradients)
-    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(gradients, factors)
+    norms = torch.stack(torch._foreach_norm(gradients))
+    factors = (max_norm / (norms + 1e-6)).clamp_(max=1.0)
+    torch._foreach_mul_(gradients, factors.unbind())
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -104,24 +104,30 @@ class Pairs:
             queries: teacher rows ``Q`` an image.
 
         Returns:
-            The pairs, and which rows they are about: ``(B, R)`` and ``(B, Q)`` bool,
-            those with a weight. The first image's first row stays in any case.
+            The pairs, and which rows they are about, those with a weight: ``(n,)`` of
+            the ``B R`` rows and ``(m,)`` of the ``B Q``, long, in their order. The
+            first image's first row stays in any case.
         """
         kept = weights.sum(2) > 0
         used = weights.new_zeros(len(weights), queries)
         used = used.scatter_add_(1, index.flatten(1), weights.flatten(1)) > 0
-        kept[0, 0] = used[0, index[0, 0, 0]] = True  # a graph, even of nothing
+        kept[0, 0] = True  # a graph, even of nothing
+        used[0].index_fill_(0, index[0, 0, :1], True)
         counts = used.sum(1)
+        # a GPU is waited for once, here, and not for each set of rows
+        rows, used_rows = torch.stack([kept.sum(1), counts]).tolist()
+        kept = kept.flatten().nonzero_static(size=sum(rows)).squeeze(1)
         # where each teacher row went, and for an empty pair any row of its image
         place = (used.flatten().cumsum(0) - 1).unflatten(0, used.shape)
         partner = place.gather(1, index.flatten(1)).unflatten(1, index.shape[1:])
         first = (counts.cumsum(0) - counts)[:, None, None]
         partner = torch.where(weights > 0, partner, first)
+        used = used.flatten().nonzero_static(size=sum(used_rows)).squeeze(1)
         pairs = cls(
-            (weights / len(weights))[kept],
-            partner[kept],
-            kept.sum(1).tolist(),
-            counts.tolist(),
+            (weights / len(weights)).flatten(0, 1).index_select(0, kept),
+            partner.flatten(0, 1).index_select(0, kept),
+            rows,
+            used_rows,
         )
         return pairs, kept, used
 

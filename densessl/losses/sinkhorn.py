@@ -69,7 +69,8 @@ def assigned_counts(
     counts = torch.zeros(len(center), dtype=torch.long, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
         for part in _chunks(rows.to(center.dtype), len(center), chunk_bytes):
-            counts += (layer(part) - center).argmax(-1).bincount(minlength=len(center))
+            best = (layer(part) - center).argmax(-1)
+            counts.index_add_(0, best, torch.ones_like(best))  # bincount would wait
     return counts
 
 

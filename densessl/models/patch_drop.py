@@ -76,7 +76,8 @@ class PatchDrop:
         count = self.count(grid)
         draws = images if self.per_image else 1
         draw = dict(random=_random, run=_run, block=_block)[self.kind]
-        return draw(grid, count, draws).to(device).expand(images, -1)
+        kept = draw(grid, count, draws).to(device, non_blocking=True)
+        return kept.expand(images, -1)
 
 
 def _random(grid: tuple[int, int], count: int, draws: int) -> Tensor:

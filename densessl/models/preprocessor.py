@@ -67,10 +67,9 @@ class ViewPreprocessor(BaseDataPreprocessor):
             for role, x in data['inputs'].items()
         }
         geometry = data.get('geometry')
-        return dict(
-            inputs=inputs,
-            geometry=None if geometry is None else geometry.to(self.device),
-        )
+        if geometry is not None:
+            geometry = geometry.to(self.device, non_blocking=True)
+        return dict(inputs=inputs, geometry=geometry)
 
     def _normalize(self, views: Tensor, changes: Tensor | None) -> Tensor:
         self._check(views)

@@ -59,13 +59,13 @@ def problem(
     student = random(images, rows, width)
     teacher = random(images, queries, width)
     return dict(
-        student=(student[kept] if kind == 'matched' else student.flatten(0, 1))
+        student=student.flatten(0, 1)[kept if kind == 'matched' else slice(None)]
         .clone()
         .requires_grad_(),
         student_layer=Layer(
             random(outputs, width).requires_grad_(), random(outputs, 1).requires_grad_()
         ),
-        teacher=teacher[used] if kind == 'matched' else teacher.flatten(0, 1),
+        teacher=teacher.flatten(0, 1)[used if kind == 'matched' else slice(None)],
         teacher_layer=Layer(random(outputs, width), random(outputs, 1)),
         center=random(outputs),
         pairs=pairs,
@@ -95,11 +95,11 @@ def test_matched_pairs_are_those_with_a_weight():
         [[[0, 0.5], [0, 0]], [[0.25, 0.5], [0, 0.125]], [[0.0, 0], [0, 0]]]
     ).double()
     pairs, kept, used = Pairs.matched(index, weights, queries=4)
-    assert kept.tolist() == [[True, False], [True, True], [False, False]]
+    assert kept.tolist() == [0, 2, 3]  # of 2 rows an image
     # image 0: 3 is matched, 0 stays in any case; image 1: 1 and 2
-    assert used.nonzero().tolist() == [[0, 0], [0, 3], [1, 1], [1, 2]]
+    assert used.tolist() == [0, 3, 5, 6]  # of 4
     assert (pairs.rows, pairs.queries) == ([1, 2, 0], [2, 2, 0])
-    torch.testing.assert_close(3 * pairs.weight, weights[kept])
+    torch.testing.assert_close(3 * pairs.weight, weights.flatten(0, 1)[kept])
     full = pairs.weight > 0
     assert pairs.index[full].tolist() == [1, 3, 3, 2]
 
@@ -108,9 +108,9 @@ def test_nothing_to_compare_costs_nothing():
     index = torch.zeros(2, 3, 1, dtype=torch.long)
     pairs, kept, used = Pairs.matched(index, torch.zeros(2, 3, 1).double(), 4)
     args = problem(images=2, rows=3, queries=4)
-    args['student'] = args['student'].detach().unflatten(0, (2, 3))[kept]
+    args['student'] = args['student'].detach()[kept]
     args['student'].requires_grad_()
-    args['teacher'] = args['teacher'].unflatten(0, (2, 4))[used]
+    args['teacher'] = args['teacher'][used]
     args['pairs'] = pairs
     result = distillation_loss(**args, **TEMPS)
     result.loss.backward()

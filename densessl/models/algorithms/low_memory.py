@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 _BLOCK = re.compile(r'(.*\.)?(blocks|layer\d+)\.\d+')  # of transformers, of ResNets
-_CALLS = ('forward', 'with_references')  # the ways into a block
 
 
 @contextmanager
@@ -27,15 +26,13 @@ def recomputed(*modules: nn.Module) -> Iterator[None]:
         named = module.named_modules()
         blocks = [block for name, block in named if _BLOCK.fullmatch(name)]
         for block in blocks or [module]:
-            for name in _CALLS:
-                if (call := getattr(block, name, None)) is not None:
-                    setattr(block, name, partial(recompute, block, call))
-                    changed.append((block, name))
+            block.forward = partial(recompute, block, block.forward)
+            changed.append(block)
     try:
         yield
     finally:
-        for block, name in changed:
-            delattr(block, name)  # the class's own shows again
+        for block in changed:
+            del block.forward  # the class's own shows again
 
 
 def recompute(block: nn.Module, call: Callable, *args, **kwargs) -> Any:

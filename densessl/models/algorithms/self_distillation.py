@@ -20,6 +20,7 @@ from densessl.registry import MODELS, TASK_UTILS
 from densessl.schedules import Progress, cosine
 
 from . import checks
+from .compiling import compile_blocks
 from .encoding import Branch, encode_views, patch_roles, union, view_places
 from .low_memory import recomputed
 
@@ -61,6 +62,8 @@ class SelfDistillation(BaseModel):
             where these are all, the embeddings stay as they were drawn.
         low_memory: whether the student's activations are computed twice instead of
             kept, see :func:`densessl.models.algorithms.low_memory.recompute`.
+        compile: whether ``torch.compile`` makes the blocks of a vision transformer, on
+            both sides and in training mode alone.
         data_preprocessor: config of the preprocessor.
     """
 
@@ -77,6 +80,7 @@ class SelfDistillation(BaseModel):
         drop: dict[str, dict | None] | None = None,
         no_positions: Sequence[str] = (),
         low_memory: bool = False,
+        compile: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
         preprocessor = data_preprocessor or dict(type='ViewPreprocessor')
@@ -130,6 +134,8 @@ class SelfDistillation(BaseModel):
         }
         self.no_positions = tuple(no_positions)
         self.low_memory = low_memory
+        if compile:
+            compile_blocks(self.backbone, self.teacher.backbone)
         checks.check_neck(self.neck, self.heads)
         checks.check_points(self.backbone, self.heads)
         checks.check_drop(self.backbone, self.heads, self.drop, self.no_positions)
@@ -178,7 +184,7 @@ class SelfDistillation(BaseModel):
             total = total / sum(head.loss_weight for head in heads.values())
         for name, head in self.heads.items():
             if head.weight.moves:
-                log[f'{name}/weight'] = torch.tensor(head.loss_weight)
+                log[f'{name}/weight'] = total.new_full((), head.loss_weight)
         if self._waits_for_all:
             trained = (p for p in self.parameters() if p.requires_grad)
             total = total + 0 * sum(p.flatten()[0] for p in trained)
@@ -195,7 +201,7 @@ class SelfDistillation(BaseModel):
             forward: the module to call, where it is not this one (a DDP wrapper).
 
         Returns:
-            Scalars for the log, averaged over the parts of the batch.
+            Scalars for the log on the CPU, averaged over the parts of the batch.
 
         Raises:
             NonFiniteLossError: a term is NaN or infinite; no weight has changed.
@@ -216,10 +222,11 @@ class SelfDistillation(BaseModel):
             with no_sync:
                 with optim_wrapper.optim_context(self):
                     terms = forward(**part, mode='loss')
-                checks.check_finite(terms)
+                values = _on_cpu(terms)
+                checks.check_finite(values)
                 optim_wrapper.backward(terms['loss'] / len(parts))
-            for key, value in terms.items():
-                log[key] = log.get(key, 0) + value.detach() / len(parts)
+            for key, value in values.items():
+                log[key] = log.get(key, 0) + value / len(parts)
         self._drop_frozen_gradients()
         if self._waits_for_all:
             self._drop_zero_gradients()
@@ -345,3 +352,16 @@ class SelfDistillation(BaseModel):
             last_layer = getattr(self.projectors[name], 'last_layer', None)
             if last_layer is not None and epochs < head.freeze_last_layer_epochs:
                 last_layer.zero_grad()
+
+
+def _on_cpu(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars without their graph; from a GPU in one transfer.
+
+    A GPU is waited for once for all, where a loss has to be looked at anyway, and not
+    again for each one that is logged.
+    """
+    values = [value.detach() for value in terms.values()]
+    device = terms['loss'].device
+    if device.type != 'cpu':
+        values = torch.stack([v.to(device, torch.float32) for v in values]).cpu()
+    return dict(zip(terms, values, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,10 +64,11 @@ def sample_pos_embed(
     """
     h, w = grid
     offset = 0.0 if tuple(grid) == tuple(table.shape[1:3]) else offset
-    shift = points.new_tensor([w / (w + offset), h / (h + offset)])
+    x, y = points.unbind(-1)
+    points = torch.stack([x * (w / (w + offset)), y * (h / (h + offset))], -1)
     sampled = F.grid_sample(
         table.permute(0, 3, 1, 2).float(),
-        (2 * points * shift - 1)[None].float(),
+        (2 * points - 1)[None].float(),
         mode='bicubic',
         padding_mode='border',
         align_corners=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
@@ -23,45 +26,44 @@ class ReferenceBlock(Block):
     tokens alone are asked for, the others have keys and values and nothing else.
     """
 
-    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
-        """The block's output.
+    compiled = False  # whether torch.compile makes what is called in training
+
+    def forward(
+        self,
+        x: Tensor,
+        rows: int | None = None,
+        references: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The block's output, with references that of both kinds of tokens.
 
         Args:
-            x: ``(B, T, D)``.
+            x: ``(B, T, D)`` ordinary tokens; references do not change their output.
             rows: how many tokens, the first, are asked for; None for all.
-
-        Returns:
-            ``(B, rows, D)``, or ``(B, T, D)``.
-        """
-        kept = Kept.draw(self.drop_path1, x)
-        x = kept.add(x[:, :rows], self._attend(kept.of(x), rows))
-        kept = Kept.draw(self.drop_path2, x)
-        return kept.add(x, self.mlp(kept.of(x), self.norm2))
-
-    def with_references(
-        self, x: Tensor, references: Tensor, first: int, rows: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The block's output for both kinds of tokens.
-
-        Args:
-            x: ``(B, T, D)`` ordinary tokens; the output equals ``forward(x, rows)``.
-            references: ``(B, M, D)``.
+            references: ``(B, M, D)`` or None.
             first: the first token of ``x`` that references attend to; 1 skips a class
                 token.
-            rows: as in ``forward``.
+
+        Returns:
+            ``(B, rows, D)``, or ``(B, T, D)``; with references also ``(B, M, D)``.
         """
-        kept = Kept.draw(self.drop_path1, x)
+        compiled = self.compiled and self.training
+        paths = self.drop_path1, self.drop_path2
+        kept = [Kept.draw(path, x, compiled) for path in paths]
+        run = _compiled() if compiled else ReferenceBlock._run
+        return run(self, x, *kept, rows, references, first)
+
+    def _run(self, x, kept: Kept, later: Kept, rows, references, first):
         queries, keys, values = self._qkv(kept.of(x), rows)
-        own = self._qkv(kept.of(references))
         out = F.scaled_dot_product_attention(queries, keys, values)
+        x = kept.add(x[:, :rows], self._project(out))
+        if references is None:
+            return later.add(x, self.mlp(later.of(x), self.norm2))
+        own = self._qkv(kept.of(references))
         seen = attend_apart(*own, keys[:, :, first:], values[:, :, first:])
-        both = (x[:, :rows], out), (references, seen)
+        references = kept.add(references, self._project(seen))
         x, references = (
-            kept.add(y, self.attn.proj(z.transpose(1, 2).flatten(2))) for y, z in both
-        )
-        kept = Kept.draw(self.drop_path2, x)
-        x, references = (
-            kept.add(y, self.mlp(kept.of(y), self.norm2)) for y in (x, references)
+            later.add(y, self.mlp(later.of(y), self.norm2)) for y in (x, references)
         )
         return x, references
 
@@ -76,14 +78,13 @@ class ReferenceBlock(Block):
         Args:
             x: ``(B, T, D)`` ordinary tokens.
             references: ``(B, M, D)``.
-            first: as in ``with_references``; ``N = T - first``.
+            first: as in ``forward``; ``N = T - first``.
         """
         queries, own_keys, _ = self._qkv(references)
         keys = self._qkv(x)[1]
         return shares_apart(queries, own_keys, keys[:, :, first:])
 
-    def _attend(self, x: Tensor, rows: int | None) -> Tensor:
-        out = F.scaled_dot_product_attention(*self._qkv(x, rows))
+    def _project(self, out: Tensor) -> Tensor:
         return self.attn.proj(out.transpose(1, 2).flatten(2))
 
     def _qkv(self, x: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +104,11 @@ class ReferenceBlock(Block):
             keys, values = keys_values.permute(2, 0, 3, 1, 4).unbind(0)
         # identities, where whoever draws attention listens
         return attn.q_norm(queries), attn.k_norm(keys), values
+
+
+@cache
+def _compiled() -> Callable:
+    return torch.compile(ReferenceBlock._run, dynamic=False)
 
 
 def attend_apart(

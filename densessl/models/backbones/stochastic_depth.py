@@ -27,16 +27,22 @@ class Kept(NamedTuple):
     scale: float | Tensor | None = None
 
     @classmethod
-    def draw(cls, path: nn.Module, x: Tensor) -> Kept:
+    def draw(cls, path: nn.Module, x: Tensor, fixed: bool = False) -> Kept:
         """What a drop path of timm or MMCV keeps of ``x`` ``(B, ...)``.
 
         It is drawn as ``path`` itself draws it, and from the same generator.
+
+        Args:
+            path: the module; any other one drops nothing.
+            x: the batch.
+            fixed: whether all samples go through on a CPU too, as compiled code wants
+                it, whose shapes do not change.
         """
         rate = getattr(path, 'drop_prob', 0)
         if not (path.training and rate):
             return cls()
         scale = path(x.new_ones(len(x), 1, 1))
-        if x.device.type != 'cpu':
+        if fixed or x.device.type != 'cpu':
             return cls(None, scale)
         index = scale.flatten().nonzero().flatten()
         if len(index) == len(x):

@@ -220,7 +220,7 @@ class VisionTransformer(BaseModule):
             if references is None:
                 x = block(x, rows)
             else:
-                x, references = block.with_references(x, references, first, rows)
+                x, references = block(x, rows, references, first)
             if i in wanted:
                 final = self.norm if norm else nn.Identity()
                 out = final(x)
@@ -247,7 +247,7 @@ class VisionTransformer(BaseModule):
         x, _ = self.embed(images)
         first = int(self.cls_token is not None)
         for block in self.blocks[:-1]:
-            x, references = block.with_references(x, references, first)
+            x, references = block(x, None, references, first)
         return self.blocks[-1].reference_attention(x, references, first)
 
     def embed(

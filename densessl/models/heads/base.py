@@ -211,7 +211,7 @@ class DistillationHead(Head):
             pairs: see :class:`densessl.losses.Pairs`.
             centered: ``(..., D)`` teacher features whose mean moves the centre; by
                 default those of ``teacher``.
-            used: ``(...)`` bool, the rows of ``teacher`` that ``pairs`` is about; None
+            used: ``(m,)`` long, the rows of ``teacher`` that ``pairs`` is about; None
                 for all.
         """
         with torch.no_grad():
@@ -222,9 +222,9 @@ class DistillationHead(Head):
             if self.training:
                 rows = rows.flatten(0, -2)
                 self._seen.append((rows.sum(0), len(rows), teacher_projector))
-            teacher_rows = (
-                teacher_rows.flatten(0, -2) if used is None else teacher_rows[used]
-            )
+            teacher_rows = teacher_rows.flatten(0, -2)
+            if used is not None:
+                teacher_rows = teacher_rows[used]
         result: Distillation = distillation_loss(
             student_projector.embed(student).flatten(0, -2),
             student_projector.last_layer,
@@ -248,7 +248,7 @@ class DistillationHead(Head):
         if not self._seen:
             return
         sums, counts, projectors = zip(*self._seen, strict=True)
-        total = torch.cat([sum(sums), sums[0].new_tensor([sum(counts)])])
+        total = torch.cat([sum(sums), sums[0].new_full((1,), sum(counts))])
         dist.all_reduce(total, 'sum')
         mean = (total[:-1] / total[-1]).to(self.center.dtype)
         mean_logits = projectors[0].last_layer(mean)

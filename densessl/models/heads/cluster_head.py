@@ -136,9 +136,9 @@ class ClusterHead(QueryHead):
         )
         queries = own.embed(queries)
         result = distillation_loss(
-            queries[rows],
+            queries.flatten(0, 1)[rows],
             own.last_layer,
-            targets[partners],
+            targets.flatten(0, 1)[partners],
             other.last_layer,
             self.center,
             pairs,
@@ -181,9 +181,8 @@ class ClusterHead(QueryHead):
         else:  # one token a view, wherever the view lies
             images = student.pooled.shape[1]
             device = student.pooled.device
-            indices = [
-                (-s.long()).to(device)[:, None].expand(images, -1, -1, -1) for s in same
-            ]
+            here = [s.to(device, non_blocking=True) for s in same]
+            indices = [(-s.long())[:, None].expand(images, -1, -1, -1) for s in here]
         return self.weigh(indices, same)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -53,12 +51,13 @@ class MatchMonitor:
             return
         self.has_places = True
         # places in the teacher's view, in its tokens: (B, v, N, 2) and (M, 2)
-        size = index.new_tensor(teacher.grid[::-1])
+        height, width = teacher.grid
         centers = student.geometry.token_centers(student.grid)
         inside = teacher.geometry.contains(centers) & other[:, None]
-        ours = teacher.geometry.to_view(centers) * size
-        place = torch.arange(math.prod(teacher.grid), device=index.device)
-        theirs = torch.stack([place % size[0], place // size[0]], -1) + 0.5
+        x, y = teacher.geometry.to_view(centers).unbind(-1)
+        ours = torch.stack([x * width, y * height], -1)
+        place = torch.arange(height * width, device=index.device)
+        theirs = torch.stack([place % width, place // width], -1) + 0.5
         square = (ours - theirs[index]).square().sum(-1)
         # dealt out at random, the same matches: E|a - b|^2 with a and b independent
         share = counts.double() / counts.sum(1, keepdim=True).clamp_min(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -215,11 +216,19 @@ class Matchups(NamedTuple):
     def of(cls, geometry: ViewGeometry, target: slice) -> Matchups:
         """Pairs of the views ``(B, V)`` of a batch with those of ``target``."""
         targets, views = target.stop - target.start, geometry.shape[1]
-        pairs = [(i, v) for v in range(views) for i in range(targets) if i != v]
-        first, second = zip(*pairs, strict=True)
-        return cls(targets, views, geometry[:, list(first)], geometry[:, list(second)])
+        first, second, _ = _pairs(targets, views, geometry.box.device)
+        return cls(targets, views, geometry[:, first], geometry[:, second])
 
     def by_target(self) -> Tensor:
         """Order ``(P,)`` of the pairs by ``i``, then ``v``."""
-        pairs = [i for v in range(self.views) for i in range(self.targets) if i != v]
-        return torch.tensor(pairs, device=self.target.box.device).argsort(stable=True)
+        return _pairs(self.targets, self.views, self.target.box.device)[2]
+
+
+@lru_cache(maxsize=64)
+def _pairs(targets: int, views: int, device: torch.device) -> tuple[Tensor, ...]:
+    """``i`` and ``v`` of all pairs, by ``v``, and their order by ``i``."""
+    pairs = [(i, v) for v in range(views) for i in range(targets) if i != v]
+    order = sorted(range(len(pairs)), key=pairs.__getitem__)
+    with torch.inference_mode(False):  # the cache outlives the caller's mode
+        columns = (*zip(*pairs, strict=True), order)
+        return tuple(torch.tensor(column, device=device) for column in columns)

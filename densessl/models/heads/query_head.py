@@ -90,7 +90,8 @@ class QueryHead(Head):
             index = queries[:, :, None].greatest_overlap_patch(
                 references[:, None], student.grids[role], grid
             )  # (B, v, R, N)
-            index = index.masked_fill(same.to(index.device)[..., None], -1)
+            same = same.to(index.device, non_blocking=True)
+            index = index.masked_fill(same[..., None], -1)
             if role in student.kept:
                 kept = student.kept[role].transpose(0, 1)[:, :, None]
                 index = index.gather(-1, kept.expand(-1, -1, index.shape[2], -1))
@@ -128,7 +129,7 @@ class QueryHead(Head):
                 for x, n in zip(inside, counts, strict=True)
             ]
         else:  # the weights are averaged over this rank's images, and over ranks
-            everywhere = torch.stack([total, total.new_tensor(images)])
+            everywhere = torch.stack([total, total.new_full((), images)])
             dist.all_reduce(everywhere, 'sum')
             each = (everywhere[0] / everywhere[1]).clamp_min(1e-6)
             weights = [x / each for x in inside]

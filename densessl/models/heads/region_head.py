@@ -79,7 +79,7 @@ class RegionHead(DistillationHead):
         tokens = target.tokens.flatten(1, 2)
         pairs, kept, used = Pairs.matched(index, weights, tokens.shape[1])
         terms = self.distill(
-            student.neck.normalize(student.by_image()[kept]),
+            student.neck.normalize(student.by_image().flatten(0, 1)[kept]),
             student.projectors[name],
             teacher.neck.normalize(tokens),
             teacher.projectors[name],

@@ -1,0 +1,53 @@
+"""What would fail or wait on a GPU, found without one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from one_step import METHODS
+
+HERE = Path(__file__).parent
+FOLDERS = HERE, HERE.parent, ROOT / 'benchmarks/reference'
+MATCHES = 'distillation.py matched: tolist'  # how many rows have a partner
+LOSSES = (
+    'self_distillation.py _on_cpu: copy'  # whether they are finite, and for the log
+)
+
+
+@pytest.fixture(scope='module')
+def steps():
+    ran = subprocess.run(
+        [sys.executable, HERE / 'far_steps.py'],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=':'.join(map(str, FOLDERS))),
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    return {line.pop('method'): line for line in lines}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_step_on_another_device_is_that_of_the_cpu(steps, method):
+    assert steps[method]['wrong'] == ''
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_step_waits_once_and_where_rows_are_counted(steps, method):
+    expected = {LOSSES: 2 if method == 'selfpatch_in_parts' else 1}
+    if method in ('esvit', 'glsd', 'loca'):
+        expected[MATCHES] = 1
+    assert steps[method]['waits'] == expected
+
+
+@pytest.mark.parametrize('method', ['dino', 'selfpatch', 'esvit', 'glsd'])
+def test_so_is_the_plain_formulation(steps, method):
+    assert steps[f'plain {method}']['wrong'] == ''
+
+
+def test_tensors_of_two_devices_are_refused(steps):
+    assert steps['mixed']['wrong'] == 'add: tensors of two devices, far and cpu'

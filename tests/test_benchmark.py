@@ -153,12 +153,18 @@ def assert_parts_add_up(out):
 
 
 def test_sides_and_their_ratios(small_config, monkeypatch, capsys):
-    memory = {'densessl': 2.5, 'densessl, low memory': 1.5, 'plain formulation': 4.5}
+    memory = {
+        'densessl': 2.5,
+        'densessl, low memory': 1.5,
+        'densessl, compiled': 2.5,
+        'plain formulation': 4.5,
+    }
 
     def in_turns(commands, rounds):
         assert [' '.join(words[1:]) for words in commands.values()] == [
             '--batch-size 2 --steps 3',
             '--low-memory --batch-size 2 --steps 3',
+            '--compile --batch-size 2 --steps 3',
             '--plain --batch-size 2 --steps 3',
         ]
         assert rounds == 5
@@ -170,21 +176,23 @@ def test_sides_and_their_ratios(small_config, monkeypatch, capsys):
 
     monkeypatch.setattr(command.step, 'in_turns', in_turns)
     arguments = ['step', str(small_config), '--batch-size', '2', '--steps', '3']
-    arguments += ['--rounds', '5', '--low-memory', '--reference']
+    arguments += ['--rounds', '5', '--low-memory', '--compile', '--reference']
     assert command.main(arguments) == 0
     out = capsys.readouterr().out
     assert_parts_add_up(out)
     # 4 GFLOP in 10 ms are 400 a second
-    assert out.count('at 0.50 of the rate of a large product (800 GFLOP/s)') == 3
+    assert out.count('at 0.50 of the rate of a large product (800 GFLOP/s)') == 4
     ratios = [re.findall(r'([0-9.]+) times', line) for line in out.splitlines()]
     # on top: 1 / 2 and 4 / 2 GiB
     assert list(filter(None, ratios)) == [
         ['0.60'] * 2 + ['0.50'],
+        ['1.00'] * 3,
         ['1.80'] * 2 + ['2.00'],
     ]
 
 
-def test_low_memory_is_measured(small_config, monkeypatch, capsys):
+@pytest.mark.parametrize('switch', ['low_memory', 'compile'])
+def test_switches_are_measured(small_config, monkeypatch, capsys, switch):
     seen = []
     monkeypatch.setattr(
         command.step,
@@ -192,8 +200,9 @@ def test_low_memory_is_measured(small_config, monkeypatch, capsys):
         lambda cfg, *args: seen.append(cfg) or measure_step(cfg, *args),
     )
     arguments = ['step', str(small_config), '--batch-size', '2', '--steps', '1']
-    assert command.main([*arguments, '--low-memory']) == command.main(arguments) == 0
-    assert [cfg.model.get('low_memory', False) for cfg in seen] == [True, False]
+    flag = f'--{switch.replace("_", "-")}'
+    assert command.main([*arguments, flag]) == command.main(arguments) == 0
+    assert [cfg.model.get(switch, False) for cfg in seen] == [True, False]
 
 
 def test_command_prints_both(small_config, capfd):

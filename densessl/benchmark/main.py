@@ -62,6 +62,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                 help='compute activations twice; beside a reference: measure this, too',
             )
             command.add_argument(
+                '--compile',
+                action='store_true',
+                help='compiled blocks; beside a reference: measure them, too',
+            )
+            command.add_argument(
                 '--rounds', type=int, default=3, help='turns with a reference'
             )
             command.add_argument('--plain', action='store_true', help=argparse.SUPPRESS)
@@ -124,7 +129,7 @@ def _step(args: argparse.Namespace) -> None:
         _compare(args)
         return
     measure = step.measure_plain_step if args.plain else step.measure_step
-    options = ['--low-memory'] if args.low_memory else []
+    options = ['--low-memory'] * args.low_memory + ['--compile'] * args.compile
     cfg = load_config(training_args([args.config, *options, *_options(args)]))
     times = measure(cfg, args.batch_size, args.steps)
     if args.json:
@@ -139,6 +144,8 @@ def _compare(args: argparse.Namespace) -> None:
     sides = {'densessl': ours}
     if args.low_memory:
         sides['densessl, low memory'] = [*ours, '--low-memory']
+    if args.compile:
+        sides['densessl, compiled'] = [*ours, '--compile']
     if args.against:
         sides[args.against] = [args.against]
     if args.reference:

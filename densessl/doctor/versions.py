@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import re
 
-# Each row is an environment that the tests were run in; README.md shows them.
+# Each row is an environment that the tests were run in, the newest last; README.md
+# shows them.
 TESTED = (
+    {
+        'Python': '3.11.7',
+        'torch': '2.14.1',
+        'torchvision': '0.29.1',
+        'mmengine': '0.10.7',
+        'mmcv-lite': '2.1.0',
+        'mmpretrain': '1.2.0',
+        'timm': '1.0.31',
+    },
     {
         'Python': '3.11.7',
         'torch': '2.15.0',

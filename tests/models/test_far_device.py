@@ -1,17 +1,9 @@
 """What would fail or wait on a GPU, found without one."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from conftest import ROOT
+from far_device import run_apart
 from one_step import METHODS
 
-HERE = Path(__file__).parent
-FOLDERS = HERE, HERE.parent, ROOT / 'benchmarks/reference'
 MATCHES = 'distillation.py matched: tolist'  # how many rows have a partner
 LOSSES = (
     'self_distillation.py _on_cpu: copy'  # whether they are finite, and for the log
@@ -20,14 +12,7 @@ LOSSES = (
 
 @pytest.fixture(scope='module')
 def steps():
-    ran = subprocess.run(
-        [sys.executable, HERE / 'far_steps.py'],
-        capture_output=True,
-        text=True,
-        env=os.environ | dict(PYTHONPATH=':'.join(map(str, FOLDERS))),
-    )
-    assert ran.returncode == 0, ran.stderr
-    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    lines = run_apart('models/far_steps.py')
     return {line.pop('method'): line for line in lines}
 
 

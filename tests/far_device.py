@@ -7,17 +7,20 @@ wait for a GPU is noted.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import traceback
 from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import torch
+from conftest import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-
-import densessl
 
 NAME = 'far'
 _COPIES = {'copy_', '_to_copy'}
@@ -86,7 +89,7 @@ class FarDevice(TorchDispatchMode):
         if reason := self.reason_to_wait(name, args, kwargs, far, to_far):
             self.note(reason)
         out = func(*tree_map(near, args), **tree_map(near, kwargs))
-        return self.wrap(func, args, kwargs, out, to_far)
+        return self.wrap(args, kwargs, out, to_far)
 
     def reason_to_wait(self, name, args, kwargs, far, to_far) -> str:
         """Why a GPU would have to be done before the CPU goes on, or nothing."""
@@ -102,7 +105,7 @@ class FarDevice(TorchDispatchMode):
             return '' if there else 'copy'
         return ''
 
-    def wrap(self, func, args, kwargs, out, to_far):
+    def wrap(self, args, kwargs, out, to_far):
         """Results as what was given where they were written, new ones where wanted."""
         own = {id(t.near): t for t in tree_leaves((args, kwargs)) if _is_far(t)}
 
@@ -116,10 +119,24 @@ class FarDevice(TorchDispatchMode):
 
     def note(self, what: str) -> None:
         """Count a wait at the nearest line of ours."""
-        root = str(Path(densessl.__file__).parent)
+        root = str(ROOT / 'densessl')
         ours = [f for f in traceback.extract_stack() if f.filename.startswith(root)]
         place = f'{Path(ours[-1].filename).name} {ours[-1].name}' if ours else 'outside'
         self.waits[f'{place}: {what}'] += 1
+
+
+def run_apart(script: str, *arguments) -> list[dict]:
+    """What a script of ``tests`` prints, lines of JSON; in a process of its own."""
+    path = ROOT / 'tests' / script
+    folders = path.parent, ROOT / 'tests', ROOT / 'benchmarks/reference'
+    ran = subprocess.run(
+        [sys.executable, path, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=os.pathsep.join(map(str, folders))),
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 def _is_far(value) -> bool:

@@ -345,10 +345,9 @@ def _through_norm_(
     along: Tensor, v: Tensor, norm: Tensor, scale: Tensor, inner: Tensor
 ) -> None:
     """Turn ``A`` into the gradient of ``v`` in place; ``inner`` takes <A, v> / |v|."""
-    tensors = (along, v, norm, scale, inner)
-    for a, direction, length, s, dot in zip(
-        *(t.split(4096) for t in tensors), strict=True
-    ):
+    rows = 4096 if v.device.type == 'cpu' else len(v)  # that stay in a CPU's cache
+    tensors = (t.split(rows) for t in (along, v, norm, scale, inner))
+    for a, direction, length, s, dot in zip(*tensors, strict=True):
         torch.div(_row_dot(a, direction), length, out=dot)
         a.addcmul_((dot / length)[:, None], direction, value=-1).mul_(s[:, None])
 

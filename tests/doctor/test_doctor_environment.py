@@ -116,7 +116,9 @@ def test_fault_of_the_environment(fault, tmp_path):
 def test_version_that_was_not_run(tmp_path):
     plant(tmp_path, {**healthy_packages(), 'torch': '2.16.1'})
     out = doctor(site=tmp_path).stdout
-    wanted = 'warn  torch 2.16.1 (tested: 2.14.1, 2.15.0): if something fails, try 2.15.0'
+    wanted = (
+        'warn  torch 2.16.1 (tested: 2.14.1, 2.15.0): if something fails, try 2.15.0'
+    )
     assert wanted in out
 
 

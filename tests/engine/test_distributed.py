@@ -85,6 +85,7 @@ def assert_same_weights(ranks, grads, state):
         point_config(sampling='grid', content=True),
         dict(freeze_backbone_epochs=1.5),  # steps 4 and 5 of 4 an epoch, not 6
         dict(low_memory=True, accumulate=2),
+        dict(compile=True),
     ],
     ids=[
         'selfpatch',
@@ -94,11 +95,12 @@ def assert_same_weights(ranks, grads, state):
         'points',
         'frozen',
         'low-memory-parts',
+        'compiled',
     ],
 )
 def test_two_processes_equal_one(tmp_path, options):
     torch.multiprocessing.spawn(worker, (str(tmp_path), options), nprocs=2)
-    model = build_model(**options | dict(accumulate=1, low_memory=False))
+    model = build_model(**options | dict(accumulate=1, low_memory=False, compile=False))
     logs, grads, state = run_steps(model, model, slice(None))
     ranks = [torch.load(tmp_path / f'rank_{r}.pt') for r in range(2)]
     (dense,) = set(model.heads) - {'view'}

@@ -290,6 +290,13 @@ def train(args: argparse.Namespace) -> None:
         if 'registry' in str(error) or 'class `' in str(error):
             raise DenseSSLError(f'config {cfg.filename}: {one_line(error)}') from error
         raise
+    except RuntimeError as error:
+        if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+            raise DenseSSLError(
+                f'compile=True: {str(error).splitlines()[0]}; leave compile out, or '
+                'install what torch.compile needs, such as g++'
+            ) from error
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:

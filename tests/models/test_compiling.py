@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import build_model, model_config, optim_wrapper, views
+from conftest import build_model, model_config, optim_wrapper, train, views
 from one_step import METHODS, SWIN, VIT, assert_same_step, step
 from torch._dynamo.utils import counters
 
@@ -159,4 +159,17 @@ def test_a_switch_is_on_or_off(small_config, capsys):
     assert main([str(small_config), '--cfg-options', 'compile=mode']) == 2
     assert capsys.readouterr().err == (
         "error: compile='mode' is no switch; give True or False\n"
+    )
+
+
+def test_no_compiler_is_one_line(small_config, monkeypatch, tmp_path):
+    monkeypatch.setenv('CXX', '/no/g++')
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path / 'cache'))
+    work_dir = tmp_path / 'run'
+    ran = train(small_config, '--compile', '--work-dir', work_dir, check=False)
+    assert ran.returncode == 2
+    line = ran.stderr.splitlines()[-1]
+    assert line.startswith('error: compile=True: ') and '/no/g++' in line
+    assert line.endswith(
+        'leave compile out, or install what torch.compile needs, such as g++'
     )

@@ -111,8 +111,8 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def _width(rows: Tensor, layer: Layer) -> int:
-    with torch.no_grad():
-        return layer(rows[:1]).shape[-1]
+    with torch.no_grad():  # torch's counter of products takes no view of a graph here
+        return layer(rows[:1].detach()).shape[-1]
 
 
 def _chunks(rows: Tensor, width: int, chunk_bytes: int | None) -> tuple[Tensor, ...]:

@@ -1,11 +1,14 @@
 """A step of the algorithm, against the equations."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from conftest import build_model, model_config, optim_wrapper, views
+from one_step import METHODS, step
 
+from densessl.benchmark.step import count_gflop
 from densessl.errors import DenseSSLError
 from densessl.matching import neighbour_index
 from densessl.models import NonFiniteLossError
@@ -314,3 +317,9 @@ def test_wrong_head_settings():
     heads['view']['teacher_temp'] = 0.0
     with pytest.raises(DenseSSLError, match='greater than 0'):
         MODELS.build(model_config(heads=heads))
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_products_of_a_step_can_be_counted(method):
+    """Which torch's counter refuses for some uses of views."""
+    assert count_gflop(partial(step, **METHODS[method])) > 0.01

@@ -3,10 +3,10 @@
 import copy
 from functools import partial
 
+import one_step
 import pytest
 import torch
 from conftest import build_model, model_config, optim_wrapper, views
-from one_step import METHODS, step
 
 from densessl.benchmark.step import count_gflop
 from densessl.errors import DenseSSLError
@@ -319,7 +319,7 @@ def test_wrong_head_settings():
         MODELS.build(model_config(heads=heads))
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', one_step.METHODS)
 def test_products_of_a_step_can_be_counted(method):
     """Which torch's counter refuses for some uses of views."""
-    assert count_gflop(partial(step, **METHODS[method])) > 0.01
+    assert count_gflop(partial(one_step.step, **one_step.METHODS[method])) > 0.01

@@ -224,7 +224,7 @@ class DistillationHead(Head):
                 self._seen.append((rows.sum(0), len(rows), teacher_projector))
             teacher_rows = teacher_rows.flatten(0, -2)
             if used is not None:
-                teacher_rows = teacher_rows[used]
+                teacher_rows = teacher_rows.index_select(0, used)
         result: Distillation = distillation_loss(
             student_projector.embed(student).flatten(0, -2),
             student_projector.last_layer,

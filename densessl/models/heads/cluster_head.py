@@ -136,9 +136,9 @@ class ClusterHead(QueryHead):
         )
         queries = own.embed(queries)
         result = distillation_loss(
-            queries.flatten(0, 1)[rows],
+            queries.flatten(0, 1).index_select(0, rows),
             own.last_layer,
-            targets.flatten(0, 1)[partners],
+            targets.flatten(0, 1).index_select(0, partners),
             other.last_layer,
             self.center,
             pairs,

@@ -78,8 +78,9 @@ class RegionHead(DistillationHead):
         index, weights, monitors = self.match(list(views.values()), target)
         tokens = target.tokens.flatten(1, 2)
         pairs, kept, used = Pairs.matched(index, weights, tokens.shape[1])
+        rows = student.by_image().flatten(0, 1)
         terms = self.distill(
-            student.neck.normalize(student.by_image().flatten(0, 1)[kept]),
+            student.neck.normalize(rows.index_select(0, kept)),
             student.projectors[name],
             teacher.neck.normalize(tokens),
             teacher.projectors[name],

@@ -43,7 +43,7 @@ class _GeluLinear(torch.autograd.Function):
             grad_weight = product if grad_weight is None else grad_weight.add_(product)
             product = (upper @ lower).to(x.dtype)
             torch.ops.aten.gelu_backward.grad_input(product, part, grad_input=of_part)
-        return hidden, grad_weight, rows.sum(0).to(weight.dtype)
+        return hidden, grad_weight, rows.sum(0, dtype=weight.dtype)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class _NormLinear(torch.autograd.Function):
         of_x, of_scale, of_shift = torch.ops.aten.native_layer_norm_backward(
             of_normed, full, shape, mean, rstd, scale, shift, [True] * 3
         )
-        of_bias = rows.sum(0).to(weight.dtype)
+        of_bias = rows.sum(0, dtype=weight.dtype)
         return (
             of_x.to(x.dtype),
             of_scale,

@@ -93,7 +93,7 @@ class ReferenceBlock(Block):
         layer, heads = attn.qkv, (attn.num_heads, -1)
         if rows is None:
             qkv = norm_linear(x, self.norm1, layer).unflatten(-1, (3, *heads))
-            queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
         else:
             x = self.norm1(x)
             parts = [x.shape[-1], 2 * x.shape[-1]]
@@ -101,7 +101,7 @@ class ReferenceBlock(Block):
             queries = F.linear(x[:, :rows], weights[0], biases[0])
             queries = queries.unflatten(-1, heads).transpose(1, 2)
             keys_values = F.linear(x, weights[1], biases[1]).unflatten(-1, (2, *heads))
-            keys, values = keys_values.permute(2, 0, 3, 1, 4).unbind(0)
+            keys, values = (part.transpose(1, 2) for part in keys_values.unbind(2))
         # identities, where whoever draws attention listens
         return attn.q_norm(queries), attn.k_norm(keys), values
 

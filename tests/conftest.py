@@ -118,6 +118,27 @@ def optim_wrapper(
     )(model)
 
 
+def keep_gradients(model, wrapper) -> dict[str, torch.Tensor]:
+    """Copies of the gradients by name, unclipped, made at each of its steps."""
+    grads, step = {}, wrapper.step
+
+    def keep():
+        named = model.named_parameters()
+        grads.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+        step()
+
+    wrapper.step = keep
+    return grads
+
+
+@pytest.fixture
+def double():
+    """Float64 by default."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def views(batch: int = 4, seed: int = 0) -> dict:
     """A batch as the collate function gives it: 2 x 32 and 3 x 24 pixels."""
     g = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ import torch
 from conftest import (
     ROOT,
     build_model,
+    keep_gradients,
     loca_config,
     moby_config,
     model_config,
@@ -30,14 +31,7 @@ STEPS = 3
 def run_steps(model, forward, part, accumulate=1):
     """Log, gradients of the last step, and final weights of a few steps."""
     wrapper = optim_wrapper(model, lr=0.1, kind='SGD')
-    grads, step = {}, wrapper.step
-
-    def keep_gradients():
-        named = model.named_parameters()
-        grads.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-        step()
-
-    wrapper.step = keep_gradients
+    grads = keep_gradients(model, wrapper)
     logs = []
     for i in range(STEPS):
         model.progress = Progress(i + 4, 20, 4)
@@ -161,13 +155,6 @@ def test_sinkhorn_and_me_max_are_those_of_all_ranks(tmp_path, average):
 def worker_in_double(rank, folder, options):
     torch.set_default_dtype(torch.float64)
     worker(rank, folder, options)
-
-
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize('negatives', [False, True])

@@ -3,6 +3,7 @@
 import torch
 from conftest import (
     build_model,
+    keep_gradients,
     loca_config,
     moby_config,
     model_config,
@@ -55,14 +56,7 @@ def step(precision='fp32', seed=0, device='cpu', **options):
     wrapper = optim_wrapper(model)
     assert isinstance(wrapper, MixedPrecisionOptimWrapper)
     wrapper.precision = precision
-    grads, finish = {}, wrapper.step
-
-    def keep_gradients():
-        named = model.named_parameters()
-        grads.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-        finish()
-
-    wrapper.step = keep_gradients
+    grads = keep_gradients(model, wrapper)
     model.progress = Progress(10, 100, 10)
     data = batch(options, seed)
     torch.manual_seed(seed)

@@ -23,13 +23,6 @@ CLASS_TOKEN = dict(
 
 
 @pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture
 def traced(monkeypatch):
     """Blocks go through all of torch.compile but the making of machine code."""
 

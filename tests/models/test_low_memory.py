@@ -13,13 +13,6 @@ from densessl.errors import DenseSSLError
 from densessl.models.algorithms.low_memory import recompute
 
 
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize('method', METHODS)
 def test_step_in_float64_is_that_of_kept_activations(method, double):
     options = METHODS[method]

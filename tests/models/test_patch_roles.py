@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from conftest import build_model, model_config, optim_wrapper, point_config, views
+from conftest import (
+    build_model,
+    keep_gradients,
+    model_config,
+    optim_wrapper,
+    point_config,
+    views,
+)
 from torch import nn
 
 from densessl.models.algorithms import self_distillation
@@ -28,25 +35,11 @@ METHODS = dict(
 )
 
 
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def step(options):
     """Log, gradients, the rest of the state; rows through each backbone's MLPs."""
     model = build_model(**options).train()
     wrapper = optim_wrapper(model)
-    grads, rows, finish = {}, [], wrapper.step
-
-    def keep_gradients():
-        named = model.named_parameters()
-        grads.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-        finish()
-
-    wrapper.step = keep_gradients
+    grads, rows = keep_gradients(model, wrapper), []
     for branch in (model.teacher, model):
         for block in branch.backbone.blocks:
             block.mlp.register_forward_hook(
